@@ -1,0 +1,292 @@
+"""The checker of plans: every way in which a plan could be wrong, with its numbers.
+
+It shares nothing with the planners: it derives from the graph alone which bytes must be where at each step.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .codec import digest
+from .errors import InputError
+from .graph import Graph, Storage
+from .machine import Machine
+from .plan import Plan, Residency, Transfer
+from .simulate import simulate
+from .uses import Uses, storage_uses
+
+TIME_TOLERANCE = 1e-6  # relative: seconds in a certificate are rounded nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that is wrong: a short kind for programs, a sentence with the numbers for people."""
+
+    kind: str
+    message: str
+
+
+def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
+    """Every violation of `plan`; empty when the plan is right."""
+    found = [*_check_identity(plan, graph, machine), *_check_shape(plan, graph, machine)]
+    if found:  # what follows would trip over names that do not exist
+        return tuple(found)
+    uses = storage_uses(graph, [s.op for s in plan.steps])
+    found += _check_order(plan, graph)
+    found += _check_capacity(plan, graph)
+    found += _check_overlap(plan)
+    moves: dict[str, list[Transfer]] = {}
+    for t in plan.transfers:
+        moves.setdefault(t.storage, []).append(t)
+    for storage in graph.storages:
+        if storage.id in uses and storage.nbytes > 0:
+            found += _check_storage(plan, graph, machine, storage, uses[storage.id], moves.get(storage.id, []))
+    found += _check_time(plan, graph, machine)
+    return tuple(found)
+
+
+def _check_identity(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
+    for what, stated, actual in (("graph", plan.graph, digest(graph)), ("machine", plan.machine, digest(machine))):
+        if stated != actual:
+            yield Violation("digest", f"the plan is for {what} {stated[:12]}, given is {what} {actual[:12]}")
+
+
+def _check_shape(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
+    """Names that exist, ranges inside their storages, intervals inside the period."""
+    total = len(plan.steps)
+    units = {u.name for u in machine.units}
+    for i, step in enumerate(plan.steps):
+        if step.op not in graph.operator or step.unit not in units or step.duration_ns < 0:
+            yield Violation("step", f"step {i} calls '{step.op}' on '{step.unit}' for {step.duration_ns} ns")
+    for r in plan.residencies:
+        size = _size(graph, r.storage)
+        if r.tier not in machine.tier or not 0 <= r.lo < r.hi <= size or r.offset < 0:
+            yield Violation("range", f"'{r.storage}' of {size} bytes has [{r.lo}, {r.hi}) in '{r.tier}' at {r.offset}")
+        elif not (0 <= r.start < r.end <= r.start + total and r.start < total):
+            yield Violation("interval", f"'{r.storage}' is resident in steps [{r.start}, {r.end}) of {total}")
+        elif r.offset % graph.storage[r.storage].alignment and r.lo == 0:
+            wanted = graph.storage[r.storage].alignment
+            yield Violation("alignment", f"'{r.storage}' lies at {r.offset} of '{r.tier}', not a multiple of {wanted}")
+    for t in plan.transfers:
+        size = _size(graph, t.storage)
+        if (t.origin, t.target) not in machine.link or not 0 <= t.lo < t.hi <= size:
+            yield Violation("range", f"transfer of [{t.lo}, {t.hi}) of '{t.storage}' ({size} bytes) over {t.link}")
+        elif not (0 <= t.after < total and t.after <= t.before <= t.after + total):
+            yield Violation("interval", f"transfer of '{t.storage}' after {t.after}, before {t.before} of {total}")
+
+
+def _size(graph: Graph, storage: str) -> int:
+    return graph.storage[storage].nbytes if storage in graph.storage else -1
+
+
+def _check_order(plan: Plan, graph: Graph) -> Iterator[Violation]:
+    made = set(graph.inputs) | {t.id for t in graph.tensors if t.storage and graph.storage[t.storage].homed}
+    base_made = set(graph.storages_of(made))
+    produced = {t for op in graph.operators for t in op.outputs}
+    for i, step in enumerate(plan.steps):
+        op = graph.operator[step.op]
+        for name in op.inputs:
+            storage = graph.tensor[name].storage
+            known = name in made or (name not in produced and storage in base_made)
+            if not known:
+                yield Violation("order", f"step {i}, '{op.id}', reads '{name}' before any step makes it")
+        made.update(op.outputs)
+        base_made.update(graph.writes(op))
+    missing = set(graph.operator) - {s.op for s in plan.steps}
+    if missing:
+        yield Violation("order", f"{len(missing)} operators are never called, '{min(missing)}' among them")
+
+
+def _check_capacity(plan: Plan, graph: Graph) -> Iterator[Violation]:
+    used: dict[str, int] = {}
+    for r in plan.residencies:
+        used[r.tier] = max(used.get(r.tier, 0), r.offset + r.nbytes)
+    for tier, nbytes in used.items():
+        arena = plan.arena_nbytes.get(tier, 0)
+        if nbytes > arena:
+            yield Violation("capacity", f"residencies reach address {nbytes} of '{tier}', whose arena has {arena}")
+    workspace = max((graph.operator[s.op].workspace_nbytes for s in plan.steps), default=0)
+    stated = max(plan.workspace_nbytes.values(), default=0)
+    if workspace > stated:
+        yield Violation("capacity", f"a kernel needs {workspace} bytes of workspace, the plan allows {stated}")
+    for tier, capacity in plan.capacity_nbytes.items():
+        needed = plan.arena_nbytes.get(tier, 0) + plan.workspace_nbytes.get(tier, 0)
+        if needed > capacity:
+            yield Violation("capacity", f"'{tier}' holds {needed} bytes at the peak, its capacity is {capacity}")
+
+
+def _check_overlap(plan: Plan) -> Iterator[Violation]:
+    """No two residencies of a tier share an address at an instant: a sweep over steps with the live ranges sorted."""
+    total = len(plan.steps)
+    by_tier: dict[str, list[tuple[int, int, Residency]]] = {}
+    for r in plan.residencies:
+        spans = [(r.start, min(r.end, total))] + ([(0, r.end - total)] if r.end > total else [])
+        by_tier.setdefault(r.tier, []).extend((a, b, r) for a, b in spans)
+    for tier, spans in by_tier.items():
+        events = sorted(
+            [(b, 0, i) for i, (_, b, _) in enumerate(spans)] + [(a, 1, i) for i, (a, _, _) in enumerate(spans)]
+        )
+        live: list[tuple[int, int]] = []
+        for step, begins, i in events:
+            r = spans[i][2]
+            if not begins:
+                live.pop(bisect_left(live, (r.offset, i)))
+                continue
+            at = bisect_left(live, (r.offset, i))
+            for _, j in live[max(at - 1, 0) : at + 1]:
+                other = spans[j][2]
+                if other.offset < r.offset + r.nbytes and r.offset < other.offset + other.nbytes:
+                    yield Violation(
+                        "overlap",
+                        f"from step {step} '{r.storage}' at [{r.offset}, {r.offset + r.nbytes}) and '{other.storage}' "
+                        f"at [{other.offset}, {other.offset + other.nbytes}) share addresses of '{tier}'",
+                    )
+            insort(live, (r.offset, i))
+
+
+def _check_storage(
+    plan: Plan, graph: Graph, machine: Machine, storage: Storage, uses: Uses, moves: list[Transfer]
+) -> Iterator[Violation]:
+    """Where the bytes of one storage are at each step that needs them, and how they came there."""
+    total = len(plan.steps)
+    stays = plan.residencies_of.get(storage.id, ())
+    tiers = {u.name: u.tier for u in machine.units}
+    is_input = storage.id in graph.storages_of(graph.inputs)
+    is_output = storage.id in graph.storages_of(graph.outputs)
+    needed = [(step, tiers[plan.steps[step].unit]) for step in uses.touches]
+    compute_tier = tiers[plan.steps[0].unit] if plan.steps else machine.units[0].tier
+    if is_input and total:
+        needed.append((0, compute_tier))
+    if is_output and total:
+        needed.append((total - 1, compute_tier))
+    for step, tier in sorted(set(needed)):
+        live = [r for r in stays if r.tier == tier and _covers(r, step, total)]
+        yield from _check_presence(storage, step, tier, live)
+        for r in live:
+            yield from _check_filled(plan, storage, uses, moves, r, step, is_input)
+    yield from _check_once(storage, stays, total)
+    for t in moves:
+        yield from _check_source(plan, storage, uses, stays, moves, t, is_input)
+
+
+def _check_once(storage: Storage, stays: tuple[Residency, ...], total: int) -> Iterator[Violation]:
+    """No byte has two places in a tier at an instant: a transfer could not say which one it means."""
+    for i, r in enumerate(stays):
+        for other in stays[:i]:
+            together = _covers(r, other.start, total) or _covers(other, r.start, total)
+            if together and r.tier == other.tier and r.lo < other.hi and other.lo < r.hi:
+                yield Violation(
+                    "twice",
+                    f"'{storage.id}' is resident in '{r.tier}' at {r.offset} in steps [{r.start}, {r.end}) and at "
+                    f"{other.offset} in steps [{other.start}, {other.end})",
+                )
+
+
+def _covers(r: Residency, step: int, total: int) -> bool:
+    return r.start <= step < r.end or r.start <= step + total < r.end
+
+
+def _check_presence(storage: Storage, step: int, tier: str, live: list[Residency]) -> Iterator[Violation]:
+    ranges = sorted((r.lo, r.hi) for r in live)
+    ends = [0, *(hi for _, hi in ranges)]
+    starts = [*(lo for lo, _ in ranges), storage.nbytes]
+    for end, start in zip(ends, starts, strict=True):
+        if start > end:
+            yield Violation("absent", f"step {step} needs bytes [{end}, {start}) of '{storage.id}', not in '{tier}'")
+    bases = {r.base for r in live}
+    if len(bases) > 1:
+        yield Violation("scattered", f"step {step} finds '{storage.id}' in pieces at bases {sorted(bases)} of '{tier}'")
+
+
+def _check_filled(
+    plan: Plan, storage: Storage, uses: Uses, moves: list[Transfer], r: Residency, step: int, is_input: bool
+) -> Iterator[Violation]:
+    """The residency holds the right bytes when `step` starts: made in it, there for the whole cycle, or loaded."""
+    total = len(plan.steps)
+    if storage.homed and r.end - r.start == total:
+        return
+    at = step if r.start <= step else step + total
+    if not storage.homed:
+        made = -1 if is_input else min(uses.writes, default=total)
+        if r.start <= max(made, 0) and r.end <= total and made <= step:
+            return
+    loaded = [
+        t
+        for t in moves
+        if t.target == r.tier and t.lo <= r.lo and r.hi <= t.hi and r.start <= t.after <= t.before <= min(at, r.end)
+    ]
+    if not loaded:
+        yield Violation(
+            "unfilled",
+            f"step {step} reads '{storage.id}' [{r.lo}, {r.hi}), resident in steps [{r.start}, {r.end}), "
+            "which nothing fills in time",
+        )
+
+
+def _check_source(
+    plan: Plan,
+    storage: Storage,
+    uses: Uses,
+    stays: tuple[Residency, ...],
+    moves: list[Transfer],
+    t: Transfer,
+    is_input: bool,
+) -> Iterator[Violation]:
+    """What a transfer reads is there and complete while it runs; what it writes has a place."""
+    total = len(plan.steps)
+
+    def holds(tier: str) -> bool:
+        return any(
+            r.tier == tier and r.lo <= t.lo and t.hi <= r.hi and r.start <= t.after and t.before <= r.end for r in stays
+        )
+
+    window = f"transfer of '{storage.id}' in [{t.after}, {t.before})"
+    if not (storage.homed and t.target == plan.home_tier) and not holds(t.target):
+        yield Violation("no-place", f"{window} has no place in '{t.target}'")
+    if not (storage.homed and t.origin == plan.home_tier) and not holds(t.origin):
+        yield Violation("no-source", f"{window} outlives it in '{t.origin}'")
+    if storage.homed:
+        return
+    # An input is written at instant 0, when the pass has begun.
+    last_write = max((w for w in uses.writes if w < t.before), default=0 if is_input else total)
+    if t.origin != plan.home_tier:
+        if t.after <= last_write:
+            yield Violation("early", f"'{storage.id}' leaves from instant {t.after}, step {last_write} still writes it")
+        return
+    spills = [
+        s for s in plan.transfers if s.storage == t.storage and s.target == t.origin and s.lo <= t.lo and t.hi <= s.hi
+    ]
+    if not any(s.after <= t.after and s.after > last_write for s in spills):
+        yield Violation(
+            "no-source", f"'{storage.id}' is loaded from '{t.origin}' at {t.after}, where nothing stored it"
+        )
+
+
+def _check_time(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
+    certificate = plan.certificate
+    try:
+        timeline = simulate(plan, graph, machine)
+    except InputError as error:
+        yield Violation("deadlock", str(error))
+        return
+    stated_ns, ns = round(certificate.simulated_s * 1e9), timeline.pass_ns
+    if abs(stated_ns - ns) > TIME_TOLERANCE * max(ns, stated_ns) + 1:
+        yield Violation("time", f"the certificate says {stated_ns} ns a pass, the simulator {ns} ns")
+    for lane, busy in timeline.lane_busy_ns.items():
+        if busy > stated_ns * (1 + TIME_TOLERANCE) + 1:
+            yield Violation("bandwidth", f"{lane} needs {busy} ns for the bytes of a pass of {stated_ns} ns")
+    if certificate.simulated_s < certificate.bound_s * (1 - TIME_TOLERANCE):
+        yield Violation("bound", f"simulated {certificate.simulated_s} s is below the bound {certificate.bound_s} s")
+    moved: dict[str, int] = {}
+    for t in plan.transfers:
+        moved[t.link] = moved.get(t.link, 0) + t.nbytes
+    for link in sorted(set(moved) | set(certificate.moved_nbytes)):
+        if moved.get(link, 0) != certificate.moved_nbytes.get(link, 0):
+            stated = certificate.moved_nbytes.get(link, 0)
+            yield Violation("moved", f"{link} moves {moved.get(link, 0)} bytes a pass, the certificate says {stated}")
+    for tier, arena in plan.arena_nbytes.items():
+        peak = arena + plan.workspace_nbytes.get(tier, 0)
+        if certificate.peak_nbytes.get(tier) != peak:
+            yield Violation("peak", f"'{tier}' peaks at {peak} bytes, the certificate says {certificate.peak_nbytes}")

@@ -1,0 +1,128 @@
+"""Dataclasses to JSON and back, by their type hints; strict in what it reads, sorted in what it writes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+T = TypeVar("T")
+
+
+def to_json(value: object) -> Any:
+    """`value` as lists, dicts, strings and numbers. Bytes become base64; NaN and infinity are refused."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (tuple, list)):
+        return [to_json(v) for v in cast("tuple[object, ...]", value)]
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in cast("dict[object, object]", value).items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"cannot write the number {value}: only finite numbers have a place in a file")
+    return value
+
+
+def dumps(value: object) -> bytes:
+    """Canonical JSON: keys sorted, no spaces, UTF-8. Equal values give equal bytes."""
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical JSON, in hexadecimal."""
+    return hashlib.sha256(dumps(value)).hexdigest()
+
+
+def loads(content: bytes, where: str) -> Any:
+    """JSON from bytes; an InputError that names `where` when it is none. Duplicate keys and NaN are refused."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise InputError(f"{where}: a key occurs twice in one object; the file is damaged")
+        return found
+
+    def no_constant(name: str) -> Any:
+        raise InputError(f"{where}: {name} is not a number that a file may hold")
+
+    try:
+        return json.loads(content, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not a JSON file ({error})") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def from_json(cls: type[T], data: Any, where: str) -> T:
+    """An instance of dataclass `cls` from `data`; unknown, missing and ill-typed entries are InputErrors."""
+    return cast("T", _read(cls, data, where))
+
+
+def _read(hint: Any, data: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        kinds = [a for a in get_args(hint) if a is not NoneType]
+        return None if data is None and len(kinds) < len(get_args(hint)) else _read(kinds[0], data, where)
+    if origin is tuple:
+        return _read_tuple(get_args(hint), data, where)
+    if origin is dict:
+        _, value_hint = get_args(hint)
+        entries = cast("dict[str, Any]", _expect(dict, data, where))
+        return {k: _read(value_hint, v, f"{where}.{k}") for k, v in entries.items()}
+    if is_dataclass(hint):
+        return _read_dataclass(cast("type", hint), data, where)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(data)
+        except ValueError as error:
+            raise InputError(f"{where}: {data!r} is none of {', '.join(repr(m.value) for m in hint)}") from error
+    if hint is bytes:
+        try:
+            return base64.b64decode(_expect(str, data, where), validate=True)
+        except binascii.Error as error:
+            raise InputError(f"{where}: not base64 ({error})") from error
+    if hint is float:
+        if isinstance(data, bool) or not isinstance(data, (int, float)):
+            raise InputError(f"{where}: expected a number, found {type(data).__name__}")
+        return float(data)
+    return _expect(hint, data, where)
+
+
+def _expect(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise InputError(f"{where}: expected {kind.__name__}, found {type(data).__name__}")
+    return data
+
+
+def _read_tuple(hints: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    items = cast("list[Any]", _expect(list, data, where))
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        return tuple(_read(hints[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if len(items) != len(hints):
+        raise InputError(f"{where}: expected {len(hints)} entries, found {len(items)}")
+    return tuple(_read(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, items, strict=True)))
+
+
+def _read_dataclass(cls: type, data: Any, where: str) -> Any:
+    entries = cast("dict[str, Any]", _expect(dict, data, where))
+    hints = _hints(cls)
+    names = {f.name for f in fields(cls)}
+    if set(entries) != names:
+        missing, extra = sorted(names - set(entries)), sorted(set(entries) - names)
+        raise InputError(f"{where}: {cls.__name__} misses {missing} and has unknown {extra}")
+    return cls(**{name: _read(hints[name], entries[name], f"{where}.{name}") for name in names})

@@ -1,0 +1,83 @@
+"""What an executor needs beside a plan: kernels, and where the bytes of the weights come from. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSource:
+    """Where the bytes of weight blob `blob` come from, and how the store lays them out.
+
+    `nbytes` are the bytes in the store. `shape` and `dtype` describe the source. `path` with `file_offset` names raw
+    little-endian bytes in a file; `fill` (the element's bytes, in hexadecimal) stands for a tensor of one value
+    instead; `inline` (hexadecimal) for a tensor that is small. `transposed` stores a matrix [r, c] as [c, r].
+    """
+
+    blob: str
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    path: str | None = None
+    file_offset: int = 0
+    fill: str | None = None
+    inline: str | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """An operator that the store executes: it copies rows of blob `blob`, picked by its one input, into its output.
+
+    The table has `rows` rows of `row_nbytes` bytes and never becomes resident: of an embedding a pass needs a few rows.
+    Indices below zero count from the end, as in ONNX's Gather.
+    """
+
+    blob: str
+    rows: int
+    row_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the user's that a plan was made from, as it was then."""
+
+    path: str
+    nbytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The model that a plan was made from: its path, the dimensions that were set, and every file of it."""
+
+    path: str
+    dims: dict[str, int]
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Kernels of the operators of a graph.
+
+    `kernels` maps an operator id to the digest of its model in `models`: a serialised one-operator ONNX model whose
+    graph inputs and outputs correspond, in order, to the operator's inputs and outputs, each with the dtype and the
+    shape with which it is bound (a matrix product sees a 3-D activation as 2-D, for example). Constants that select
+    behaviour (axes, target shapes) are initializers inside the model. Operators of equal form share a model.
+    `lookups` maps the operators that have no kernel to what the store does instead. `input_names` and `output_names`
+    give the user's names of the graph's inputs and outputs, in its order.
+    """
+
+    engine: str
+    kernels: dict[str, str]
+    models: dict[str, bytes]
+    blobs: tuple[BlobSource, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    lookups: dict[str, Lookup] = field(default_factory=dict[str, Lookup])
+
+    @cached_property
+    def blob(self) -> dict[str, BlobSource]:
+        """Blob sources by name."""
+        return {b.blob: b for b in self.blobs}

@@ -1,0 +1,237 @@
+"""A graph on two tiers of a machine, in the terms that strategies decide on: steps, uses, gaps, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from ..ir.codec import digest
+from ..ir.errors import InfeasibleError, InputError
+from ..ir.graph import Graph
+from ..ir.machine import Machine, Tier, Unit
+from ..ir.sizes import format_size
+from ..ir.uses import Uses, storage_uses
+from ..solvers.residency.lp import solve_residency
+from ..solvers.residency.problem import Gap, ResidencyProblem, ResidencySolution
+from ..solvers.result import Result
+from .costs import duration_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A storage as strategies see it: the steps that touch it, in order, and the bytes it takes when placed.
+
+    `homed` items have a clean copy below and are used pass after pass; the others live from their first step (an
+    input from the beginning of the pass) to their last (an output to its end).
+    """
+
+    storage: str
+    nbytes: int
+    homed: bool
+    touches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemGap:
+    """The time between use number `before` of item `item` and the next one; steps as in `solvers` (end may wrap)."""
+
+    item: int
+    before: int
+    start: int
+    end: int
+    clean: bool
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What every strategy is given. `capacity_nbytes` is what the arena may take: the budget less the workspace."""
+
+    graph: Graph
+    machine: Machine
+    order: tuple[str, ...]
+    unit: Unit
+    fast: Tier
+    home: Tier
+    capacity_nbytes: int
+    workspace_nbytes: int
+    durations_ns: tuple[int, ...]
+    items: tuple[Item, ...]
+    base_nbytes: tuple[int, ...]
+    mode: str
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of a pass."""
+        return len(self.order)
+
+    @cached_property
+    def gaps(self) -> tuple[ItemGap, ...]:
+        """Every pause of at least one step between consecutive uses of an item; an item's last one wraps if homed."""
+        found: list[ItemGap] = []
+        for i, item in enumerate(self.items):
+            ends = item.touches + ((item.touches[0] + self.steps,) if item.homed else ())
+            found += [ItemGap(i, n, a, b, item.homed) for n, (a, b) in enumerate(pairwise(ends)) if b > a + 1]
+        return tuple(found)
+
+    def relax(self, capacity_nbytes: int, *, time_limit_s: float) -> Result[ResidencySolution]:
+        """The residency LP under a capacity that may be smaller than the instance's own; solved once for each."""
+        if capacity_nbytes not in self._relaxed:
+            problem = self._residency_problem(capacity_nbytes)
+            self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s)
+        return self._relaxed[capacity_nbytes]
+
+    @cached_property
+    def digests(self) -> tuple[str, str]:
+        """Digests of the graph and of the machine."""
+        return digest(self.graph), digest(self.machine)
+
+    @cached_property
+    def _relaxed(self) -> dict[int, Result[ResidencySolution]]:
+        return {}
+
+    def _residency_problem(self, capacity_nbytes: int) -> ResidencyProblem:
+        load, store = (
+            self.machine.link[self.home.name, self.fast.name],
+            self.machine.link.get((self.fast.name, self.home.name)),
+        )
+        return ResidencyProblem(
+            durations_ns=self.durations_ns,
+            base_nbytes=self.base_nbytes,
+            gaps=tuple(Gap(g.item, self._payload(g.item), g.start, g.end, g.clean) for g in self.gaps)
+            + self._pauses_of_none(),
+            capacity_nbytes=capacity_nbytes,
+            load_bytes_per_s=load.bytes_per_s,
+            store_bytes_per_s=store.bytes_per_s if store else load.bytes_per_s / 1e6,
+            periodic=True,
+            shared_channel=store is not None and store.lane == load.lane,
+        )
+
+    def _payload(self, item: int) -> int:
+        """Bytes of an item without the padding of its place: no plan moves fewer."""
+        return self.graph.storage[self.items[item].storage].nbytes
+
+    def _pauses_of_none(self) -> tuple[Gap, ...]:
+        """Adjacent uses of what is not homed, after the gaps proper: nothing can leave there, but it may be stored
+        meanwhile, and the bound must allow for that."""
+        return tuple(
+            Gap(i, self._payload(i), a, b, clean=False)
+            for i, item in enumerate(self.items)
+            if not item.homed
+            for a, b in pairwise(item.touches)
+            if b == a + 1
+        )
+
+    def peak_of_all(self) -> int:
+        """Bytes that a pass holds at most when nothing ever leaves: the weights and the live rest."""
+        homed = sum(i.nbytes for i in self.items if i.homed)
+        change = [0] * (self.steps + 1)
+        for item in self.items:
+            if not item.homed:
+                change[item.touches[0]] += item.nbytes
+                change[item.touches[-1] + 1] -= item.nbytes
+        live = peak = 0
+        for delta in change:
+            live += delta
+            peak = max(peak, live)
+        return homed + peak
+
+
+def round_up(nbytes: int, alignment: int) -> int:
+    """The next multiple of `alignment` at or above `nbytes`."""
+    return -(-nbytes // alignment) * alignment
+
+
+def make_instance(
+    graph: Graph, machine: Machine, *, mode: str = "inference", order: tuple[str, ...] | None = None
+) -> Instance:
+    """Pose `graph` on `machine`: its first unit's tier, and the fastest tier below that holds every weight.
+
+    Raises InfeasibleError when an operator's operands and results alone exceed the tier, and InputError when no tier
+    linked to the unit's can hold the weights.
+    """
+    order = order or tuple(op.id for op in graph.operators)
+    unit = machine.units[0]
+    fast = machine.tier[unit.tier]
+    home = _home_tier(graph, machine, fast)
+    uses = storage_uses(graph, order)
+    first, last = _boundary(graph, len(order))
+    items = tuple(
+        Item(
+            s.id,
+            round_up(s.nbytes, home.alignment if s.homed else max(s.alignment, fast.alignment)),
+            s.homed,
+            tuple(sorted({*_touches(uses[s.id]), *first.get(s.id, ()), *last.get(s.id, ())})),
+        )
+        for s in graph.storages
+        if s.nbytes > 0 and s.id in uses
+    )
+    items = tuple(i for i in items if i.touches)
+    base = [0] * len(order)
+    for item in items:
+        for t in item.touches:
+            base[t] += item.nbytes
+    workspace = max((graph.operator[o].workspace_nbytes for o in order), default=0)
+    instance = Instance(
+        graph=graph,
+        machine=machine,
+        order=order,
+        unit=unit,
+        fast=fast,
+        home=home,
+        capacity_nbytes=fast.usable_nbytes - workspace,
+        workspace_nbytes=workspace,
+        durations_ns=tuple(duration_ns(graph.operator[o], unit) for o in order),
+        items=items,
+        base_nbytes=tuple(base),
+        mode=mode,
+    )
+    _require_working_sets(instance)
+    return instance
+
+
+def _touches(uses: Uses) -> tuple[int, ...]:
+    """Steps that need a storage; all of them from its first write to its last, as what is half made never leaves."""
+    half_made = range(uses.writes[0], uses.writes[-1]) if uses.writes else ()
+    return (*uses.touches, *half_made)
+
+
+def _boundary(graph: Graph, steps: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Inputs are written before the first step and outputs read after the last: they count as used there."""
+    if not steps:
+        return {}, {}
+    return (
+        dict.fromkeys(graph.storages_of(graph.inputs), (0,)),
+        dict.fromkeys(graph.storages_of(graph.outputs), (steps - 1,)),
+    )
+
+
+def _home_tier(graph: Graph, machine: Machine, fast: Tier) -> Tier:
+    needed = sum(s.nbytes for s in graph.storages if s.homed)
+    below = sorted((k for k in machine.links if k.target == fast.name), key=lambda k: -k.bytes_per_s)
+    for link in below:
+        tier = machine.tier[link.origin]
+        if tier.usable_nbytes >= needed:
+            return tier
+    held: Mapping[str, str] = {k.origin: format_size(machine.tier[k.origin].usable_nbytes) for k in below}
+    raise InputError(
+        f"machine '{machine.name}': the weights take {format_size(needed)}, no tier linked to '{fast.name}' holds "
+        f"them ({', '.join(f'{n}: {v}' for n, v in held.items()) or 'there is none'}); give one more: --tier NAME=SIZE"
+    )
+
+
+def _require_working_sets(instance: Instance) -> None:
+    """An operator's operands and results must fit together: below this no plan of this order exists."""
+    if not instance.steps:
+        return
+    worst = max(range(instance.steps), key=lambda t: instance.base_nbytes[t])
+    needed = instance.base_nbytes[worst]
+    if needed > instance.capacity_nbytes:
+        smallest = needed + instance.workspace_nbytes + instance.fast.reserve_nbytes
+        raise InfeasibleError(
+            f"op '{instance.order[worst]}' needs {format_size(needed + instance.workspace_nbytes)} in tier "
+            f"'{instance.fast.name}', which holds {format_size(instance.fast.usable_nbytes)}; the smallest feasible "
+            f"budget is --tier {instance.fast.name}={smallest}",
+            smallest_nbytes=smallest,
+        )

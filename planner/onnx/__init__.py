@@ -1,0 +1,8 @@
+"""ONNX models as graphs of operators with kernels: load, lift weights, optimise, lower, split."""
+
+from .load import model_source
+from .lookup import apply_lookups, tables
+from .lower import Lowered, lower_onnx
+from .split import SplitAxis, split, splittable
+
+__all__ = ["Lowered", "SplitAxis", "apply_lookups", "lower_onnx", "model_source", "split", "splittable", "tables"]

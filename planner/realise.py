@@ -1,0 +1,97 @@
+"""Placed stays to a plan: residencies, transfers in their order, and the certificate from the one simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..ir.plan import Certificate, Plan, Residency, Step, Transfer
+from ..ir.simulate import simulate
+from .instance import Instance, round_up
+from .stays import Placed
+
+
+def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan:
+    """The plan of `placed`, simulated; its bound is not known yet (0)."""
+    residencies: list[Residency] = []
+    loads: list[Transfer] = []
+    stores: list[Transfer] = []
+    scratch = 0
+    spilled: dict[int, int] = {}
+    for p in sorted(placed, key=lambda p: (p.stay.first, p.stay.item)):
+        item = instance.items[p.stay.item]
+        hi = min(p.lo + p.nbytes, instance.graph.storage[item.storage].nbytes)
+        shift = instance.steps if p.start < 0 else 0
+        start, end = p.start + shift, p.end + shift
+        residencies.append(Residency(item.storage, instance.fast.name, p.lo, hi, p.offset, start, end))
+        if p.stay.loads:
+            before = p.stay.first + shift
+            loads.append(Transfer(item.storage, p.lo, hi, instance.home.name, instance.fast.name, start, before))
+        if p.stay.stores:
+            after = p.stay.last + 1
+            stores.append(Transfer(item.storage, p.lo, hi, instance.fast.name, instance.home.name, after, p.end))
+            spilled[p.stay.item] = after
+    for item_index, after in sorted(spilled.items()):
+        item = instance.items[item_index]
+        nbytes = instance.graph.storage[item.storage].nbytes
+        residencies.append(Residency(item.storage, instance.home.name, 0, nbytes, scratch, after, instance.steps))
+        scratch += round_up(nbytes, instance.home.alignment)
+    loads.sort(key=lambda t: (t.before, t.after))
+    stores.sort(key=lambda t: (t.after, t.before))
+    reached = max((p.offset + p.nbytes for p in placed), default=0)  # transfers fill whole blocks of the home tier
+    return _certify(instance, residencies, _merge(instance, loads, stores), strategy, reached, scratch)
+
+
+def _merge(instance: Instance, loads: list[Transfer], stores: list[Transfer]) -> tuple[Transfer, ...]:
+    """Loads by deadline, stores by start. On a shared channel all by deadline, so that none waits for a later one."""
+    links = instance.machine.link
+    back = links.get((instance.fast.name, instance.home.name))
+    if back is None or back.lane != links[instance.home.name, instance.fast.name].lane:
+        return (*stores, *loads)
+    return tuple(sorted([*stores, *loads], key=lambda t: (t.before, t.after, t.target == instance.fast.name)))
+
+
+def _certify(
+    instance: Instance,
+    residencies: list[Residency],
+    transfers: tuple[Transfer, ...],
+    strategy: str,
+    reached_nbytes: int,
+    scratch_nbytes: int,
+) -> Plan:
+    fast, home = instance.fast.name, instance.home.name
+    arena = {fast: reached_nbytes}
+    if scratch_nbytes:
+        arena[home] = scratch_nbytes
+    moved: dict[str, int] = {}
+    for t in transfers:
+        moved[t.link] = moved.get(t.link, 0) + t.nbytes
+    plan = Plan(
+        graph=instance.digests[0],
+        machine=instance.digests[1],
+        strategy=strategy,
+        mode=instance.mode,
+        home_tier=home,
+        steps=tuple(Step(o, instance.unit.name, d) for o, d in zip(instance.order, instance.durations_ns, strict=True)),
+        residencies=tuple(sorted(residencies, key=lambda r: (r.tier, r.start, r.offset, r.storage))),
+        transfers=transfers,
+        capacity_nbytes={fast: instance.fast.usable_nbytes},
+        arena_nbytes=arena,
+        workspace_nbytes={fast: instance.workspace_nbytes},
+        certificate=Certificate(
+            status="feasible",
+            simulated_s=0.0,
+            first_pass_s=0.0,
+            bound_s=0.0,
+            bound_kind="",
+            peak_nbytes={
+                tier: nbytes + (instance.workspace_nbytes if tier == fast else 0) for tier, nbytes in arena.items()
+            },
+            moved_nbytes=moved,
+        ),
+    )
+    timeline = simulate(plan, instance.graph, instance.machine)
+    certificate = replace(
+        plan.certificate, simulated_s=timeline.pass_ns / 1e9, first_pass_s=timeline.first_pass_ns / 1e9
+    )
+    return replace(plan, certificate=certificate)

@@ -1,0 +1,136 @@
+"""From the fractions of the residency LP to decisions about whole items, and one that is kept in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .instance import Instance
+from .stays import Decisions
+
+
+def diffuse(instance: Instance, absent: Sequence[float], phase: float) -> set[int]:
+    """Indices of the gaps to evict: in the order of use, evict whenever the bytes that the LP wants absent exceed what
+    was evicted so far by the share `phase` of the gap at hand. The loads stay spread over the pass as the LP has them.
+    """
+    order = sorted(range(len(instance.gaps)), key=lambda g: instance.gaps[g].end % instance.steps)
+    owed = 0.0
+    evicted: set[int] = set()
+    for g in order:
+        nbytes = instance.items[instance.gaps[g].item].nbytes
+        owed += absent[g] * nbytes
+        if absent[g] > 1e-6 and owed >= phase * nbytes:
+            evicted.add(g)
+            owed -= nbytes
+    return evicted
+
+
+WINDOWS = 16
+"""Parts of the order within which `largest_first` is free to choose; within a part loads may come in any rhythm."""
+
+
+def largest_first(instance: Instance, absent: Sequence[float]) -> set[int]:
+    """Indices of the gaps to evict: in each window of the order as many bytes as the LP wants absent there, from the
+    largest items down, what is left over carried on. Fewer transfers: each one costs the computing threads a little.
+    """
+    order = sorted(range(len(instance.gaps)), key=lambda g: instance.gaps[g].end % instance.steps)
+    sizes = [instance.items[gap.item].nbytes for gap in instance.gaps]
+    owed = 0.0
+    evicted: set[int] = set()
+    for window in range(WINDOWS):
+        members = order[window * len(order) // WINDOWS : (window + 1) * len(order) // WINDOWS]
+        owed += sum(absent[g] * sizes[g] for g in members)
+        for g in sorted((g for g in members if absent[g] > 1e-6), key=lambda g: (-sizes[g], g)):
+            if owed >= 0.5 * sizes[g]:
+                evicted.add(g)
+                owed -= sizes[g]
+    return evicted
+
+
+def spread_evictions(instance: Instance, absent: Sequence[float], nbytes: int) -> list[float]:
+    """Fractions absent with `nbytes` more of the weights evicted: the same share of what is kept of each."""
+    gaps, items = instance.gaps, instance.items
+    kept = sum((1.0 - absent[g]) * items[gap.item].nbytes for g, gap in enumerate(gaps) if gap.clean)
+    share = min(1.0, nbytes / kept) if kept > 0 else 0.0
+    return [e + (1.0 - e) * share if gap.clean else e for e, gap in zip(absent, gaps, strict=True)]
+
+
+def threshold(instance: Instance, absent: Sequence[float]) -> set[int]:
+    """Indices of the gaps that the LP wants absent for more than a half."""
+    return {g for g in range(len(instance.gaps)) if absent[g] > 0.5}
+
+
+def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> bool:
+    """Evict more, in place, until what is kept fits at every step; False where it cannot.
+
+    At the step that overflows most, the gap with the largest fraction absent goes, among equals the longest.
+    """
+    profile = kept_profile(instance, evicted)
+    while int(profile.max(initial=0)) > capacity_nbytes:
+        t = int(profile.argmax())
+        over = [g for g in _gaps_over(instance, t) if g not in evicted]
+        if not over:
+            return False
+        worst = max(over, key=lambda g: (absent[g], instance.gaps[g].end - instance.gaps[g].start))
+        evicted.add(worst)
+        _add(profile, instance, worst, -1)
+    return True
+
+
+def fill(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> dict[int, int]:
+    """Keep a part of one evicted item: as many bytes as the LP keeps in all and the rounding does not.
+
+    The bytes that stay must also fit beside everything at every step. Returns the kept bytes by item, at most one.
+    """
+    gaps, items = instance.gaps, instance.items
+    alone = [
+        g for g in evicted if len(items[gaps[g].item].touches) == 1 and gaps[g].clean and absent[g] < 1.0 - 1e-6
+    ] or [g for g in evicted if len(items[gaps[g].item].touches) == 1 and gaps[g].clean]
+    wanted = sum((1.0 - absent[g]) * items[gaps[g].item].nbytes for g in range(len(gaps)) if gaps[g].clean)
+    kept = sum(items[gaps[g].item].nbytes for g in range(len(gaps)) if gaps[g].clean and g not in evicted)
+    room = capacity_nbytes - int(kept_profile(instance, evicted).max(initial=0))
+    unit = instance.home.alignment
+    spare = int(min(wanted - kept, room)) // unit * unit
+    if spare <= 0 or not alone:
+        return {}
+    best = max(alone, key=lambda g: (min(items[gaps[g].item].nbytes, spare), 1.0 - absent[g]))
+    item = gaps[best].item
+    nbytes = min(spare, items[item].nbytes - unit)
+    return {item: nbytes} if nbytes > 0 else {}
+
+
+def kept_profile(instance: Instance, evicted: set[int]) -> NDArray[np.int64]:
+    """Bytes at each step of operands, results and the items kept over it."""
+    profile = np.asarray(instance.base_nbytes, dtype=np.int64).copy()
+    for g in range(len(instance.gaps)):
+        if g not in evicted:
+            _add(profile, instance, g, 1)
+    return profile
+
+
+def _add(profile: NDArray[np.int64], instance: Instance, g: int, sign: int) -> None:
+    gap = instance.gaps[g]
+    nbytes = sign * instance.items[gap.item].nbytes
+    profile[gap.start + 1 : min(gap.end, instance.steps)] += nbytes
+    if gap.end > instance.steps:
+        profile[: gap.end - instance.steps] += nbytes
+
+
+def _gaps_over(instance: Instance, t: int) -> list[int]:
+    steps = instance.steps
+    return [g for g, gap in enumerate(instance.gaps) if gap.start < t < gap.end or gap.start < t + steps < gap.end]
+
+
+def to_decisions(
+    instance: Instance, evicted: set[int], kept_nbytes: dict[int, int], stall_ns: Sequence[float]
+) -> Decisions:
+    """Decisions with prefetching, and the waits that the LP expects."""
+    gaps = instance.gaps
+    return Decisions(
+        frozenset((gaps[g].item, gaps[g].before) for g in evicted),
+        kept_nbytes,
+        prefetch=True,
+        stall_ns=tuple(round(q) for q in stall_ns),
+    )

@@ -1,0 +1,242 @@
+"""The engine of transfers: the threads of a lane run the plan's transfers of that lane in order, pass after pass.
+
+A transfer is a row of requests. The threads of a lane take them one after another, so that while one request is under
+way the next one already stands before the disk: on a box whose cores all compute, a thread that has just been woken
+waits for a core, and with a single request the disk would wait with it. Requests are taken in order, and no transfer
+begins before all requests of the one before are taken, so the first of two still gets the whole rate.
+
+It knows jobs and instants, not files. Instants are counted on over all passes: instant t of pass p is p * period + t.
+What is shared between threads are plain integers, each written by one thread. Whoever must wait first says so, then
+looks again, then sleeps; whoever changes a number then looks whether somebody waits. So in the common case, in which
+nobody waits, nothing but an attribute is touched: a round trip between threads costs 15 us, a step may take less.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+from ..ir.errors import ExecutionError
+from .directio import TransferCancelledError
+from .trace import Event
+
+Cancelled = Callable[[], bool]
+
+_NEVER = 1 << 62
+
+REQUESTS = 2
+"""Threads of a lane: requests that are under way at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One transfer: its `requests` run once a pass, when instant `after` has come and the jobs of `waits` are complete.
+
+    `waits` are (lane, position in it) of the same pass, or with `turns` = 1 of the pass before: (lane, position,
+    turns). A request may ask its argument whether to give up, and then raises TransferCancelledError.
+    """
+
+    name: str
+    nbytes: int
+    after: int
+    requests: tuple[Callable[[Cancelled], None], ...]
+    inward: bool = True
+    waits: tuple[tuple[str, int, int], ...] = ()
+
+
+class Lane:
+    """The queue of one lane and how far it is. `done` counts complete jobs over all passes since the last reset.
+
+    `taken` counts jobs whose requests are all taken, `request` those taken of the next one; `left` holds, by number of
+    the job, the requests that are not complete. `busy` threads run one.
+    """
+
+    def __init__(self, name: str, jobs: Sequence[Job]) -> None:
+        self.name = name
+        self.jobs = tuple(jobs)
+        self.read_nbytes = 0
+        self.written_nbytes = 0
+        self.wait_ns = 0
+        self.busy = 0
+        # Where loads and stores share a lane, order alone must keep a load behind the store that makes room for it.
+        self.requests_at_once = REQUESTS if len({j.inward for j in jobs}) == 1 else 1
+        self.restart()
+
+    def restart(self) -> None:
+        """Before instant 0 of pass 0."""
+        self.done = self.taken = self.request = 0
+        self.left: dict[int, int] = {}
+
+    def take(self) -> tuple[int, Callable[[Cancelled], None]]:
+        """The next request, and the number of its job."""
+        number, job = self.taken, self.jobs[self.taken % len(self.jobs)]
+        request = job.requests[self.request]
+        self.left.setdefault(number, len(job.requests))
+        self.request += 1
+        if self.request == len(job.requests):
+            self.taken, self.request = number + 1, 0
+        return number, request
+
+    def complete(self, number: int) -> None:
+        """A request of job `number` is complete."""
+        self.left[number] -= 1
+        while self.left.get(self.done) == 0:
+            job = self.jobs[self.done % len(self.jobs)]
+            if job.inward:
+                self.read_nbytes += job.nbytes
+            else:
+                self.written_nbytes += job.nbytes
+            del self.left[self.done]
+            self.done += 1
+
+
+class Engine:
+    """Lanes with their threads, and the clock by which they go.
+
+    One thread, the computing one, may call `arrive`, `wait` and the rest. Nothing moves before the first `arrive`.
+    """
+
+    def __init__(self, lanes: Mapping[str, Sequence[Job]], period: int) -> None:
+        self.lanes = {name: Lane(name, jobs) for name, jobs in lanes.items() if jobs}
+        self.period = period
+        self.now = -1
+        self.events: list[Event] | None = None
+        self._error: BaseException | None = None
+        self._wake_at = _NEVER
+        self._sleepers = 0  # computing threads that wait for a job to be complete
+        self._awaited = False  # whether a lane waits for a job of another
+        self._paused = False
+        self._stopped = False
+        self._cancel = False
+        self._changed = threading.Condition(threading.Lock())
+        # Daemons: a script that ends without closing us must not hang.
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"tensorstow {lane.name}", daemon=True)
+            for lane in self.lanes.values()
+            for _ in range(lane.requests_at_once)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def arrive(self, instant: int) -> None:
+        """The computing thread has reached `instant`."""
+        self.now = instant
+        if instant >= self._wake_at:
+            with self._changed:
+                self._wake_at = _NEVER  # those who still wait set it again
+                self._changed.notify_all()
+
+    def wait(self, lane: Lane, count: int) -> None:
+        """Sleep until `lane` has completed `count` jobs. Raises what stopped a lane instead."""
+        if lane.done >= count:
+            return
+        begin = perf_counter_ns()
+        position = (count - 1) % len(lane.jobs)
+        with self._changed:
+            self._sleepers += 1
+            try:
+                while lane.done < count:
+                    self._raise_error()
+                    self._changed.wait()
+            finally:
+                self._sleepers -= 1
+        end = perf_counter_ns()
+        lane.wait_ns += end - begin
+        if self.events is not None:
+            self.events.append(Event("wait", lane.jobs[position].name, begin, end))
+
+    def _raise_error(self) -> None:
+        error = self._error
+        if isinstance(error, ExecutionError):
+            raise ExecutionError(*error.args) from error
+        if error is not None:
+            raise ExecutionError(f"a transfer failed: {type(error).__name__}: {error}") from error
+
+    def reset(self) -> None:
+        """Give up what is under way, forget errors, and start again before instant 0 of pass 0."""
+        with self._changed:
+            self._paused = self._cancel = True
+            self._changed.notify_all()
+            while any(lane.busy for lane in self.lanes.values()):
+                self._changed.wait()
+            for lane in self.lanes.values():
+                lane.restart()
+            self.now, self._wake_at, self._error = -1, _NEVER, None
+            self._paused = self._cancel = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give up what is under way and end the threads; again is allowed."""
+        with self._changed:
+            self._stopped = self._cancel = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, lane: Lane) -> None:
+        """What a thread of a lane does."""
+        while True:
+            with self._changed:
+                while not self._stopped and not self._may_start(lane):
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                number, request = lane.take()
+                lane.busy += 1
+            begin = perf_counter_ns()
+            error: BaseException | None = None
+            try:
+                request(self._cancelled)
+            except TransferCancelledError as cancelled:  # a reset or the end
+                error = cancelled
+            except BaseException as failed:  # noqa: BLE001 - it is raised again, in the computing thread
+                # The frames hold views of the arena, which must not live as long as the error.
+                traceback.clear_frames(failed.__traceback__)
+                error = failed
+            self._finished(lane, number, begin, error)
+
+    def _finished(self, lane: Lane, number: int, begin: int, error: BaseException | None) -> None:
+        """A request has ended: count it, or remember what went wrong, and wake whoever waits for that."""
+        events = self.events
+        if events is not None and error is None:
+            job = lane.jobs[number % len(lane.jobs)]
+            events.append(Event(lane.name, job.name, begin, perf_counter_ns(), job.nbytes // len(job.requests)))
+        with self._changed:
+            lane.busy -= 1
+            if error is None:
+                lane.complete(number)
+            elif self._error is None and not self._cancel and not isinstance(error, TransferCancelledError):
+                self._error = error
+            if self._sleepers or self._awaited or error is not None or self._paused:
+                self._awaited = False  # those who still wait set it again
+                self._changed.notify_all()
+
+    def _may_start(self, lane: Lane) -> bool:
+        """Whether the next request of `lane` may start; if not, what changes that will wake this thread.
+
+        It never lets go of the lock: whoever calls it has seen all that changed before.
+        """
+        if self._paused or self._error is not None:
+            return False
+        if lane.request:
+            return True  # its job has begun
+        turn, position = divmod(lane.taken, len(lane.jobs))
+        job = lane.jobs[position]
+        instant = turn * self.period + job.after
+        if self.now < instant:
+            self._wake_at = min(self._wake_at, instant)
+            if self.now < instant:
+                return False
+        for name, before, turns in job.waits:
+            other = self.lanes[name]
+            count = (turn - turns) * len(other.jobs) + before + 1
+            if other.done < count:
+                self._awaited = True
+                return False
+        return True
+
+    def _cancelled(self) -> bool:
+        return self._cancel

@@ -1,0 +1,200 @@
+"""Running a plan file: inputs, passes, controls, peaks, verification; predicted beside measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ir.errors import InputError
+from .ir.files import PlanFile
+from .ir.paths import atomic_file
+from .workflow import Progress, open_executor, read_runnable, silent
+
+if TYPE_CHECKING:
+    from .runtime.onnx_executor import OnnxExecutor
+    from .verify import Verification
+
+Arrays = dict[str, NDArray[Any]]
+
+CONTROLS = 3
+"""Passes of each control, compute alone and transfers alone, spread over the run; the median counts."""
+
+NO_ARCHIVE = (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for a file that is no archive, or a damaged one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run measured, beside what its plan promised. Seconds are per pass; bytes are those of the passes alone."""
+
+    file: PlanFile
+    load_s: float
+    load_nbytes: int
+    measured_s: tuple[float, ...]
+    compute_s: float
+    io_s: float
+    peak_rss_nbytes: int
+    read_nbytes: int
+    written_nbytes: int
+    verified: Verification | None
+
+    @property
+    def median_s(self) -> float:
+        """Median pass."""
+        return statistics.median(self.measured_s)
+
+    def facts(self) -> dict[str, Any]:
+        """The JSON object of `run --json`."""
+        plan = self.file.plan
+        verified = self.verified
+        return {
+            "predicted_s": plan.certificate.simulated_s,
+            "measured_s": list(self.measured_s),
+            "median_s": self.median_s,
+            "bound_s": plan.certificate.bound_s,
+            "load_s": self.load_s,
+            "load_nbytes": self.load_nbytes,
+            "predicted_peak_nbytes": plan.certificate.peak_nbytes,
+            "arena_nbytes": plan.arena_nbytes,
+            "fixed_nbytes": self.file.fixed_nbytes,
+            "promised_peak_nbytes": self.file.promised_peak_nbytes,
+            "peak_rss_nbytes": self.peak_rss_nbytes,
+            "read_nbytes": self.read_nbytes,
+            "written_nbytes": self.written_nbytes,
+            "limit_s": {"compute": self.compute_s, "io": self.io_s},
+            "verified": None if verified is None else verified.facts(),
+        }
+
+
+def run_plan(
+    plan_path: Path,
+    *,
+    model: Path | None = None,
+    input_path: Path | None = None,
+    output_path: Path | None = None,
+    repeat: int = 5,
+    verify: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> RunReport:
+    """Execute a plan file `repeat` times and measure it, then the controls, then verify if asked to."""
+    from .runtime.memory import peak_rss_nbytes
+
+    file = read_runnable(plan_path)
+    if verify:
+        from .verify import require_memory
+
+        require_memory(file)
+    with open_executor(file, model=model, threads=threads, progress=progress) as executor:
+        inputs = read_inputs(input_path) if input_path else random_inputs(file)
+        measured = _measure(executor, inputs, repeat, progress)
+        peak = peak_rss_nbytes()
+    if output_path is not None:
+        write_outputs(output_path, measured.outputs)
+    verified = None
+    if verify:
+        from .verify import verify_outputs
+
+        progress("verifying", 0.0)
+        verified = verify_outputs(file, model, inputs, measured.outputs, threads=threads, progress=progress)
+    return RunReport(
+        file=file,
+        load_s=measured.load_s,
+        load_nbytes=measured.load_nbytes,
+        measured_s=tuple(measured.passes_s),
+        compute_s=statistics.median(measured.compute_s),
+        io_s=statistics.median(measured.io_s),
+        peak_rss_nbytes=peak,
+        read_nbytes=measured.read_nbytes,
+        written_nbytes=measured.written_nbytes,
+        verified=verified,
+    )
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What accumulates over the blocks of a run."""
+
+    load_s: float = 0.0
+    load_nbytes: int = 0
+    passes_s: list[float] = field(default_factory=list[float])
+    compute_s: list[float] = field(default_factory=list[float])
+    io_s: list[float] = field(default_factory=list[float])
+    read_nbytes: int = 0
+    written_nbytes: int = 0
+    outputs: Arrays = field(default_factory=dict[str, NDArray[Any]])
+
+
+def _measure(executor: OnnxExecutor, inputs: Arrays, repeat: int, progress: Progress) -> _Measured:
+    """Passes in blocks, each followed by both controls: what the box does meanwhile meets all three alike."""
+    found = _Measured()
+    blocks = min(CONTROLS, repeat)
+    for block in range(blocks):
+        progress("filling the arena", 0.0)
+        began = time.perf_counter()
+        nbytes = executor.load()
+        if not block:
+            found.load_s, found.load_nbytes = time.perf_counter() - began, nbytes
+        for number in range(block * repeat // blocks, (block + 1) * repeat // blocks):
+            progress("running", number / repeat)
+            found.outputs = {}  # two passes' outputs at once would be memory that nobody needs
+            found.outputs = executor.run(inputs)
+            found.passes_s.append(executor.stats.seconds)
+            found.read_nbytes += executor.stats.read_nbytes
+            found.written_nbytes += executor.stats.written_nbytes
+        progress("running the controls", 0.0)
+        found.compute_s.append(executor.compute_only())
+        found.io_s.append(executor.io_only())
+    return found
+
+
+def read_inputs(path: Path) -> Arrays:
+    """Arrays by input name from an .npz file."""
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds one array without a name, not an .npz; write one with np.savez")
+        with archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot read inputs from {path}: {reason}; it must be an .npz of arrays by name") from error
+    except (*NO_ARCHIVE, MemoryError) as error:
+        raise InputError(f"cannot read inputs from {path}: {error}; it must be an .npz of arrays by name") from error
+
+
+def random_inputs(file: PlanFile, seed: int = 0) -> Arrays:
+    """Inputs of the planned shapes: normal numbers for floats, 0 and 1 for whole numbers and booleans."""
+    program = file.program
+    generator = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for name, tensor_id in zip(program.input_names if program else (), file.graph.inputs, strict=True):
+        tensor = file.graph.tensor[tensor_id]
+        if tensor.shape is None:
+            raise InputError(f"input '{name}' has no fixed type or shape; give it with --input X.npz")
+        dtype = np.dtype(tensor.dtype) if tensor.dtype in np.sctypeDict or tensor.dtype == "bool" else None
+        if dtype is None:
+            raise InputError(f"input '{name}' has dtype {tensor.dtype}, which numpy cannot make; give --input X.npz")
+        if dtype.kind in "iub":
+            arrays[name] = generator.integers(0, 2, tensor.shape).astype(dtype)
+        else:
+            arrays[name] = generator.standard_normal(tensor.shape).astype(dtype)
+    return arrays
+
+
+def write_outputs(path: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
+    """Write outputs by name to an .npz file, whole or not at all."""
+    try:
+        with atomic_file(path) as file:
+            np.savez(file, allow_pickle=False, **dict(outputs))
+    except OSError as error:
+        raise InputError(f"cannot write the outputs to {path}: {error.strerror}") from error

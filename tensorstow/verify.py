@@ -1,0 +1,126 @@
+"""Is the planned run right? Bits against the same executor without a budget, values against ONNX Runtime as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ir.errors import InputError
+from .ir.files import PlanFile
+from .ir.sizes import format_size
+from .workflow import Progress, open_executor
+
+Arrays = Mapping[str, NDArray[Any]]
+
+RELATIVE_TOLERANCE = 1e-3
+"""Allowed error beside ONNX Runtime, relative to the largest magnitude of an output: its fusions round differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """`bit_identical`: to our executor with everything resident and nothing split. `max_abs_err`: the largest
+    difference from the whole-model session named in `reference`; `within_tolerance` judges it."""
+
+    bit_identical: bool
+    max_abs_err: float
+    within_tolerance: bool
+    reference: str
+
+    def facts(self) -> dict[str, Any]:
+        """As `run --json` has it."""
+        return {
+            "bit_identical": self.bit_identical,
+            "max_abs_err": self.max_abs_err,
+            "within_tolerance": self.within_tolerance,
+            "tolerance": RELATIVE_TOLERANCE,
+            "reference": self.reference,
+        }
+
+
+def require_memory(file: PlanFile) -> None:
+    """Refuse to verify, before any work, where the whole model does not fit the memory at hand."""
+    from .runtime.memory import available_nbytes
+
+    needed, available = file.graph.nbytes, available_nbytes()
+    if needed > available:
+        raise InputError(
+            f"--verify runs the model once without a budget: that takes {format_size(needed)}, and "
+            f"{format_size(available)} are available; verify on a larger box or outside the memory limit"
+        )
+
+
+def verify_outputs(
+    file: PlanFile, model: Path | None, inputs: Arrays, outputs: Arrays, *, threads: int | None, progress: Progress
+) -> Verification:
+    """Compare `outputs` with both references on the same `inputs`."""
+    import onnxruntime
+
+    exact = _unconstrained(file, model, inputs, threads, progress)
+    identical = set(exact) == set(outputs) and all(_same_bits(exact[n], outputs[n]) for n in exact)
+    whole = _whole_session(file, model, inputs)
+    error, within = 0.0, True
+    for name, expected in whole.items():
+        difference, allowed = _difference(expected, outputs[name])
+        error, within = max(error, difference), within and difference <= allowed
+    reference = f"whole-model ONNX Runtime {onnxruntime.__version__}, default options"
+    return Verification(identical, error, within, reference)
+
+
+def _unconstrained(
+    file: PlanFile, model: Path | None, inputs: Arrays, threads: int | None, progress: Progress
+) -> dict[str, NDArray[Any]]:
+    from .planner.build import plan_graph
+    from .planner.onnx import lower_onnx
+
+    source = file.source
+    if source is None:
+        raise InputError("the plan names no model, so there is nothing to verify against")
+    lowered = lower_onnx(model or Path(source.path), dims=source.dims)
+    tiers = tuple(replace(t, capacity_nbytes=1 << 60, reserve_nbytes=0) for t in file.machine.tiers)
+    roomy = replace(file.machine, tiers=tiers)
+    plan = plan_graph(lowered.graph, roomy, strategy="resident")
+    reference = PlanFile(plan, lowered.graph, roomy, lowered.program, source, 0)
+    with open_executor(reference, model=model, threads=threads, progress=progress) as executor:
+        executor.load()
+        return executor.run(inputs)
+
+
+def _whole_session(file: PlanFile, model: Path | None, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.use_per_session_threads = False
+    path = model or Path(file.source.path if file.source else "")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    outputs = cast("list[NDArray[Any]]", session.run(names, dict(inputs)))
+    return dict(zip(names, outputs, strict=True))
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind != "O":
+        left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
+        return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+    return repr(a) == repr(b)
+
+
+def _difference(expected: Any, found: Any) -> tuple[float, float]:
+    """Largest absolute difference, and the largest allowed one; equal infinities and NaNs in equal places are equal."""
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
+        return (0.0 if _same_bits(expected, found) else float("inf")), 0.0
+    a, b = expected.astype(np.float64), np.asarray(found).astype(np.float64)
+    if a.shape != b.shape:
+        return float("inf"), 0.0
+    equal = (a == b) | (np.isnan(a) & np.isnan(b))
+    finite = np.isfinite(a)
+    largest = float(np.abs(a[finite]).max(initial=0.0))
+    if equal.all():
+        return 0.0, RELATIVE_TOLERANCE * largest
+    difference = np.abs(a - b)[~equal]
+    return float(np.nan_to_num(difference, nan=np.inf).max()), RELATIVE_TOLERANCE * largest

@@ -1,0 +1,90 @@
+"""Tests of runtime/memory.py and runtime/arena.py."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tensorstow.ir.errors import ExecutionError
+from tensorstow.runtime import arena as arena_module
+from tensorstow.runtime import memory
+from tensorstow.runtime.arena import Arena
+
+MEMINFO = "MemTotal: 1000 kB\nMemAvailable:     900 kB\n"
+
+
+def _system(root: Path, cgroup: str, files: dict[str, str]) -> Path:
+    for name, content in {"proc/meminfo": MEMINFO, "proc/self/cgroup": cgroup, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def test_available_is_that_of_the_system_without_a_cgroup(tmp_path: Path) -> None:
+    assert memory.available_nbytes(_system(tmp_path, "", {})) == 900 << 10
+
+
+def test_available_is_the_room_of_the_tightest_cgroup_v2_with_its_page_cache(tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/a/memory.max": "500000",
+        "sys/fs/cgroup/a/memory.current": "450000",
+        "sys/fs/cgroup/a/memory.stat": "anon 400000\ninactive_file 20000\nactive_file 10000\n",
+        "sys/fs/cgroup/a/b/memory.max": "max",
+        "sys/fs/cgroup/a/b/memory.current": "10",
+    }
+    assert memory.available_nbytes(_system(tmp_path, "0::/a/b\n", files)) == 80000
+
+
+def test_available_is_the_room_of_a_cgroup_v1(tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "300000",
+        "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "250000",
+        "sys/fs/cgroup/memory/x/memory.stat": "inactive_file 7\ntotal_inactive_file 1000\ntotal_active_file 2000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "250000",
+    }
+    assert memory.available_nbytes(_system(tmp_path, "4:memory:/x\n0::/\n", files)) == 53000
+
+
+def test_an_arena_is_aligned_present_and_really_returned() -> None:
+    nbytes = (32 << 20) + 5
+    before = memory.current_rss_nbytes()
+    arena = Arena(nbytes)
+    assert arena.address % mmap.PAGESIZE == 0
+    assert arena.nbytes % mmap.PAGESIZE == 0
+    assert memory.current_rss_nbytes() - before > 30 << 20
+    view = arena.view(4096, 16)
+    np.frombuffer(view, np.uint8)[:] = 7
+    assert bytes(arena.view(4100, 4)) == b"\x07" * 4
+    del view
+    arena.close()
+    arena.close()
+    assert memory.current_rss_nbytes() - before < 4 << 20
+    with pytest.raises(ExecutionError, match="closed"):
+        arena.view(0, 1)
+
+
+def test_an_arena_gives_its_pages_back_though_a_view_is_held() -> None:
+    before = memory.current_rss_nbytes()
+    arena = Arena(32 << 20)
+    view = arena.view(0, 32 << 20)
+    arena.close()
+    assert memory.current_rss_nbytes() - before < 4 << 20
+    assert view[100] == 0
+
+
+def test_an_arena_that_does_not_fit_is_refused_before_it_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena_module, "available_nbytes", lambda: 1 << 20)
+    with pytest.raises(ExecutionError, match=r"needs 2097152 bytes, 1048576 bytes of memory are available"):
+        Arena(2 << 20)
+
+
+def test_the_peak_can_be_reset() -> None:
+    if not memory.reset_peak():
+        pytest.skip("this system does not allow it")
+    Arena(16 << 20).close()
+    assert memory.peak_rss_nbytes() - memory.current_rss_nbytes() > 12 << 20

@@ -1,0 +1,168 @@
+"""Tests of runtime/transfer.py: lanes, instants, waits, failures, ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tensorstow.ir.errors import ExecutionError
+from tensorstow.runtime.directio import TransferCancelledError
+from tensorstow.runtime.transfer import Cancelled, Engine, Job
+
+
+class Log:
+    """Who moved what, in which order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def job(self, name: str, after: int, **options: object) -> Job:
+        """A job that notes its name."""
+        return Job(name, 1, after, (lambda _: self.names.append(name),), **options)  # type: ignore[arg-type]
+
+
+def _soon(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
+    return condition()
+
+
+def test_a_lane_keeps_to_its_order_and_to_the_clock() -> None:
+    log = Log()
+    engine = Engine({"in": [log.job("a", 1), log.job("b", 0), log.job("c", 2)]}, period=3)
+    lane = engine.lanes["in"]
+    engine.arrive(0)
+    time.sleep(0.02)
+    assert log.names == []  # b may start, but stands behind a
+    engine.arrive(1)
+    engine.wait(lane, 2)
+    assert log.names == ["a", "b"]
+    engine.arrive(5)
+    engine.wait(lane, 6)
+    assert log.names == ["a", "b", "c", "a", "b", "c"]
+    engine.close()
+
+
+def test_a_job_waits_for_jobs_of_other_lanes() -> None:
+    log, gate = Log(), threading.Event()
+
+    def store(_: Cancelled) -> None:
+        gate.wait(5)
+        log.names.append("store")
+
+    lanes = {
+        "out": [Job("store", 1, 0, (store,), inward=False)],
+        "in": [log.job("load", 0, waits=(("out", 0, 0),)), log.job("again", 0, waits=(("out", 0, 1),))],
+    }
+    engine = Engine(lanes, period=1)
+    engine.arrive(0)
+    time.sleep(0.02)
+    assert log.names == []
+    gate.set()
+    engine.wait(engine.lanes["in"], 2)
+    assert log.names == ["store", "load", "again"]
+    assert (engine.lanes["in"].read_nbytes, engine.lanes["out"].written_nbytes) == (2, 1)
+    engine.close()
+
+
+def test_an_error_reaches_whoever_waits_and_a_reset_forgets_it() -> None:
+    fail = [True]
+
+    def move(_: Cancelled) -> None:
+        if fail[0]:
+            raise ExecutionError("disk on fire")
+
+    engine = Engine({"in": [Job("a", 1, 0, (move,)), Job("b", 1, 0, (move,))]}, period=1)
+    engine.arrive(0)
+    with pytest.raises(ExecutionError, match="disk on fire"):
+        engine.wait(engine.lanes["in"], 2)
+    fail[0] = False
+    engine.reset()
+    engine.arrive(0)
+    engine.wait(engine.lanes["in"], 2)
+    engine.close()
+
+
+def test_reset_and_close_cut_short_what_is_under_way() -> None:
+    started = threading.Event()
+
+    def endless(cancelled: Cancelled) -> None:
+        started.set()
+        while not cancelled():
+            time.sleep(0.001)
+        raise TransferCancelledError
+
+    engine = Engine({"in": [Job("a", 1, 0, (endless,))]}, period=1)
+    for _ in range(3):
+        started.clear()
+        engine.arrive(0)
+        assert started.wait(5)
+        engine.reset()
+    engine.arrive(0)
+    assert started.wait(5)
+    begin = time.monotonic()
+    engine.close()
+    engine.close()
+    assert time.monotonic() - begin < 2
+    assert not any(t.name.startswith("tensorstow") for t in threading.enumerate())
+
+
+def test_no_wake_up_is_ever_lost() -> None:
+    steps, passes = 50, 60
+    log = Log()
+    lanes = {
+        "in": [log.job("x", t) for t in range(steps)],
+        "out": [log.job("y", t, waits=(("in", t, 0),)) for t in range(steps)],
+    }
+    engine = Engine(lanes, period=steps)
+    done = threading.Event()
+
+    def compute() -> None:
+        for instant in range(steps * passes):
+            engine.arrive(instant)
+            for lane in engine.lanes.values():
+                if lane.done < instant + 1:
+                    engine.wait(lane, instant + 1)
+        done.set()
+
+    thread = threading.Thread(target=compute, daemon=True)
+    thread.start()
+    assert done.wait(30)
+    assert len(log.names) == 2 * steps * passes
+    engine.close()
+    assert _soon(lambda: not thread.is_alive())
+
+
+def test_requests_of_a_transfer_overlap_but_transfers_complete_in_order() -> None:
+    both = threading.Barrier(2, timeout=5)
+    log: list[str] = []
+
+    def meet(_: Cancelled) -> None:
+        both.wait()
+
+    engine = Engine({"in": [Job("a", 2, 0, (meet, meet)), Job("b", 1, 0, (lambda _: log.append("b"),))]}, period=1)
+    engine.arrive(0)
+    engine.wait(engine.lanes["in"], 2)
+    assert log == ["b"]
+    assert engine.lanes["in"].read_nbytes == 3
+    engine.close()
+
+
+def test_a_lane_of_loads_and_stores_runs_one_at_a_time() -> None:
+    running, most = [0], [0]
+
+    def move(_: Cancelled) -> None:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.002)
+        running[0] -= 1
+
+    engine = Engine({"bus": [Job("a", 1, 0, (move, move)), Job("b", 1, 0, (move,), inward=False)]}, period=1)
+    engine.arrive(3)
+    engine.wait(engine.lanes["bus"], 8)
+    assert most == [1]
+    engine.close()

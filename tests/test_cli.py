@@ -1,0 +1,395 @@
+"""The contract of the command line and of the Python API: options, JSON keys, exit statuses, what people see."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+
+import tensorstow as ts
+from tests.conftest import Cli
+from tests.models import write_cnn, write_mlp
+
+PLAN_KEYS = {
+    *("graph", "strategy", "status", "simulated_s", "bound_s", "bound_kind", "gap", "peak_nbytes", "moved_nbytes"),
+    *("fixed_nbytes", "promised_peak_nbytes", "solve_s", "plan"),
+}
+RUN_KEYS = {
+    *("predicted_s", "measured_s", "median_s", "predicted_peak_nbytes", "arena_nbytes", "peak_rss_nbytes"),
+    *("read_nbytes", "written_nbytes", "limit_s", "verified"),
+}
+ROW_KEYS = {"strategy", "status", "simulated_s", "gap", "peak_nbytes", "moved_nbytes", "solve_s"}
+PACK_KEYS = {"buffers", "load_bound", "peak", "capacity", "status", "seconds", "method"}
+BASELINES = {"resident", "on-demand", "lru", "belady", "belady-prefetch"}
+
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """x [2, 256] through six matrices of 256 KiB."""
+    return write_mlp(tmp_path_factory.mktemp("model") / "mlp.onnx", width=256, layers=6, rows=2)
+
+
+@pytest.fixture
+def plan(cli: Cli, model: Path, tmp_path: Path, no_measuring: int) -> Path:
+    """A plan with which weights move."""
+    assert no_measuring
+    path = tmp_path / "plan.json"
+    assert cli("plan", model, "--tier", "dram=900KiB", "-o", path).status == 0
+    return path
+
+
+def test_every_command_and_option_exists(cli: Cli) -> None:
+    contract = {
+        "plan": "--machine --tier --dim --mode --strategy --profile --time-limit --process-limit -o --json",
+        "run": "--model --input --repeat --verify --json",
+        "compare": "--machine --tier --dim --mode --profile --time-limit --strategies --json",
+        "show": "",
+        "machine": "list show calibrate",
+        "machine list": "",
+        "machine show": "",
+        "machine calibrate": "-o",
+        "pack": "--capacity --time-limit -o --json",
+    }
+    for command, options in contract.items():
+        said = cli(*command.split(), "--help")
+        assert said.status == 0
+        for option in options.split():
+            assert option in said.out, f"{command} {option}"
+    assert cli("--version").out == f"tensorstow {ts.__version__}\n"
+
+
+def test_help_comes_at_once() -> None:
+    """No solver, engine or torch is loaded to print it."""
+    code = "import sys; from tensorstow.cli import run_cli; run_cli(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    loaded = done.stdout.splitlines()[-1]
+    for name in ("torch", "onnx", "onnxruntime", "ortools", "highspy", "pulp"):
+        assert f"'{name}'" not in loaded
+
+
+def test_plan_json(cli: Cli, model: Path, tmp_path: Path, no_measuring: int) -> None:
+    path = tmp_path / "plan.json"
+    said = cli("plan", model, "--tier", "dram=900KiB", "-o", path, "--json")
+    assert said.status == 0
+    assert said.err == ""
+    facts = said.json
+    assert set(facts) >= PLAN_KEYS
+    assert set(facts["graph"]) >= {"ops", "tensors", "nbytes"}
+    assert facts["plan"] == str(path)
+    assert facts["strategy"].startswith("stow")
+    assert facts["status"] in {"optimal", "feasible"}
+    assert facts["peak_nbytes"]["dram"] <= 900 << 10
+    assert facts["simulated_s"] >= facts["bound_s"] > 0
+    assert facts["gap"] == pytest.approx(facts["simulated_s"] / facts["bound_s"] - 1)
+    assert facts["moved_nbytes"]["ssd->dram"] > 0
+    assert facts["fixed_nbytes"] == no_measuring
+    assert facts["promised_peak_nbytes"] == no_measuring + facts["peak_nbytes"]["dram"]
+    assert cli("plan", model, "--tier", "dram=900KiB", "--json").json["plan"] is None
+
+
+def test_equal_plans_give_equal_files(cli: Cli, model: Path, tmp_path: Path, no_measuring: int) -> None:
+    assert no_measuring
+    for name in ("a.json", "b.json"):
+        assert cli("plan", model, "--tier", "dram=900KiB", "--strategy", "belady", "-o", tmp_path / name).status == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_run_json(cli: Cli, plan: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=x)
+    out = tmp_path / "out.npz"
+    said = cli("run", plan, "--input", tmp_path / "in.npz", "-o", out, "--repeat", 3, "--verify", "--json")
+    assert said.status == 0, said.err
+    assert said.err == ""
+    facts = said.json
+    assert set(facts) >= RUN_KEYS
+    assert len(facts["measured_s"]) == 3
+    assert facts["median_s"] == sorted(facts["measured_s"])[1]
+    assert set(facts["limit_s"]) == {"compute", "io"}
+    assert facts["read_nbytes"] > 0
+    assert facts["written_nbytes"] == 0
+    assert facts["predicted_peak_nbytes"]["dram"] <= 900 << 10
+    assert facts["arena_nbytes"]["dram"] <= 900 << 10
+    verified = facts["verified"]
+    assert set(verified) >= {"bit_identical", "max_abs_err", "reference"}
+    assert verified["bit_identical"] is True
+    assert verified["within_tolerance"] is True
+    assert 0 <= verified["max_abs_err"] < 1e-3
+    with np.load(out) as arrays:
+        assert arrays["y"].shape == (2, 256)
+    assert cli("run", plan, "--repeat", 1, "--json").json["verified"] is None
+
+
+def test_a_run_whose_bits_differ_is_our_fault(cli: Cli, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorstow import verify
+
+    exact = verify._unconstrained  # pyright: ignore[reportPrivateUsage]
+
+    def other(*arguments: Any, **options: Any) -> dict[str, Array]:
+        return {n: np.nextafter(a, np.float32(9e9)) for n, a in exact(*arguments, **options).items()}
+
+    monkeypatch.setattr(verify, "_unconstrained", other)
+    said = cli("run", plan, "--repeat", 1, "--verify", "--json")
+    assert said.status == 1
+    assert said.json["verified"]["bit_identical"] is False
+    said = cli("run", plan, "--repeat", 1, "--verify")
+    assert said.status == 1
+    assert "BITS DIFFER" in said.out
+
+
+def test_compare_json(cli: Cli, model: Path) -> None:
+    said = cli("compare", model, "--tier", "dram=900KiB", "--json")
+    assert said.status == 0
+    assert said.err == ""
+    assert set(said.json) >= {"bound_s", "rows"}
+    rows: dict[str, Any] = {r["strategy"]: r for r in said.json["rows"]}
+    assert set(rows) >= BASELINES | {"stow"}
+    for row in rows.values():
+        assert set(row) >= ROW_KEYS
+    answered = [r for r in rows.values() if r["simulated_s"] is not None]
+    assert all(r["simulated_s"] >= said.json["bound_s"] * (1 - 1e-6) for r in answered)
+    assert rows["stow"]["simulated_s"] == min(r["simulated_s"] for r in answered)
+    two = cli("compare", model, "--tier", "dram=900KiB", "--strategies", "lru, belady", "--json").json
+    assert [r["strategy"] for r in two["rows"]] == ["lru", "belady"]
+
+
+def test_dimensions(cli: Cli, tmp_path: Path, no_measuring: int) -> None:
+    assert no_measuring
+    x, y = (make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 8]) for n in "xy")
+    graph = make_graph([make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    path = tmp_path / "m.onnx"
+    onnx.save(make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8), path)
+    facts = cli("plan", path, "--dim", "batch=3", "-o", tmp_path / "plan.json", "--json").json
+    assert facts["graph"]["nbytes"] == 2 * 3 * 8 * 4
+    np.savez(tmp_path / "in.npz", x=np.full((3, 8), -1, np.float32))
+    run = cli("run", tmp_path / "plan.json", "--input", tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--verify")
+    assert run.status == 0, run.err
+    with np.load(tmp_path / "out.npz") as out:
+        np.testing.assert_array_equal(out["y"], np.zeros((3, 8), np.float32))
+
+
+def test_profile_measures_every_operator(cli: Cli, model: Path, tmp_path: Path, no_measuring: int) -> None:
+    assert no_measuring
+    path = tmp_path / "plan.json"
+    assert cli("plan", model, "--tier", "dram=900KiB", "--profile", "-o", path).status == 0
+    operators = json.loads(path.read_text())["body"]["graph"]["operators"]
+    assert all(o["measured_ns"] > 0 for o in operators)
+    said = cli("plan", model, "--machine", "npu-2mib", "--profile")
+    assert said.status == 2
+    assert "not this box" in said.err
+
+
+def test_a_published_machine(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """Plans for other machines can be made, shown and compared, and promise nothing of a process here."""
+    path = tmp_path / "plan.json"
+    facts = cli("plan", model, "--machine", "npu-2mib", "--tier", "sram=512KiB", "-o", path, "--json").json
+    assert facts["peak_nbytes"]["sram"] <= 512 << 10
+    assert facts["fixed_nbytes"] == 0
+    assert "sram" in cli("show", path).out
+    assert cli("compare", model, "--machine", "rtx4090", "--json").status == 0
+
+
+def test_the_process_limit_holds(cli: Cli, tmp_path: Path) -> None:
+    """By the high-water mark of a process of its own, with weights that are more than is left."""
+    model = write_mlp(tmp_path / "mlp.onnx", width=1024, layers=8)
+    roomy = cli("plan", model, "--tier", "dram=8MiB", "--strategy", "belady", "--json").json
+    limit = roomy["promised_peak_nbytes"] + (4 << 20)
+    path = tmp_path / "plan.json"
+    said = cli("plan", model, "--process-limit", limit, "--strategy", "belady", "-o", path, "--json")
+    facts = said.json
+    assert facts["promised_peak_nbytes"] <= limit
+    assert facts["peak_nbytes"]["dram"] > 8 << 20
+    command = [sys.executable, "-m", "tensorstow", "run", str(path), "--json", "--repeat", "3"]
+    peaks: list[int] = []
+    for _ in range(2):  # the first builds the store
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        peaks.append(json.loads(done.stdout)["peak_rss_nbytes"])
+    assert max(peaks) <= limit
+    assert min(peaks) >= 0.95 * facts["promised_peak_nbytes"]
+
+
+def test_machines(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = cli("machine", "list")
+    assert listed.status == 0
+    for name in ("rtx4090", "a100-80gb", "h100", "h200", "mi325x", "jetson-orin", "npu-2mib", "sn40l", "host"):
+        assert name in listed.out
+        shown = cli("machine", "show", name)
+        assert shown.status == 0
+        assert name in shown.out
+    from tensorstow.runtime import calibrate
+    from tests.conftest import host_machine
+
+    measured = host_machine().with_capacity({"dram": 3 << 30})
+    monkeypatch.setattr(calibrate, "calibrate", lambda **_: measured)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setenv("TENSORSTOW_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "box.toml"
+    assert cli("machine", "calibrate", "-o", path).status == 0
+    assert "3.0 GiB" in cli("machine", "show", path).out
+    assert ts.Machine.load(str(path)).name == "box"
+    assert ts.Machine.load("host").tier["dram"].capacity_nbytes == 3 << 30
+    for wrong in (tmp_path / "missing" / "box.toml", tmp_path):
+        said = cli("machine", "calibrate", "-o", wrong)
+        assert said.status == 2
+        assert f"cannot write {wrong}" in " ".join(said.err.split())
+
+
+def test_pack(cli: Cli, tmp_path: Path) -> None:
+    path, out = tmp_path / "buffers.csv", tmp_path / "out.csv"
+    path.write_text("id,lower,upper,size,note\na,0,3,4,x\nb,2,5,4,y\nc,4,9,8,\n")
+    said = cli("pack", path, "-o", out, "--json")
+    assert said.status == 0
+    assert set(said.json) == PACK_KEYS
+    assert said.json["buffers"] == 3
+    assert said.json["peak"] == said.json["load_bound"] == 12
+    assert said.json["status"] == "optimal"
+    rows = list(csv.DictReader(out.open()))
+    assert [r["note"] for r in rows] == ["x", "y", ""]
+    a, b, c = (int(r["offset"]) for r in rows)
+    assert a + 4 <= b or b + 4 <= a
+    assert b + 4 <= c or c + 8 <= b
+    assert cli("pack", path, "--capacity", "12", "--json").json["status"] in {"optimal", "feasible"}
+    tight = cli("pack", path, "--capacity", "11", "-o", tmp_path / "no.csv", "--json")
+    assert tight.status == 3
+    assert tight.json["status"] == "infeasible"
+    assert tight.json["peak"] is None
+    assert not (tmp_path / "no.csv").exists()
+    assert cli("pack", path).status == 0
+    path.write_text("id,lower,upper,size\n")
+    assert cli("pack", path, "--json").json["peak"] == 0
+
+
+# What people see
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_what_is_shown_is_whole_and_fits(
+    cli: Cli, plan: Path, model: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for arguments in (
+        ["plan", model, "--tier", "dram=900KiB"],
+        ["show", plan],
+        ["run", plan, "--repeat", 1],
+        ["compare", model, "--tier", "dram=900KiB"],
+        ["machine", "list"],
+        ["machine", "show", "h100"],
+    ):
+        said = cli(*arguments)
+        assert said.status == 0
+        assert said.err == ""
+        assert "\x1b" not in said.out, "no colours where no terminal is"
+        assert "…" not in said.out, "nothing is cut off"
+    assert "peak in dram" in cli("plan", model, "--tier", "dram=900KiB").out
+
+
+def test_show(cli: Cli, plan: Path) -> None:
+    said = cli("show", plan)
+    for words in ("strategy stow", "nothing wrong", "memory of dram", "timeline", "compute", "largest tensors"):
+        assert words in said.out
+
+
+def test_a_pipe_that_closes_early(plan: Path) -> None:
+    """`tensorstow show plan.json | head -1` says what was asked for and nothing else."""
+    command = f"{sys.executable} -m tensorstow show {plan} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_no_color(plan: Path) -> None:
+    """A terminal gets colours unless NO_COLOR is set."""
+    command = [sys.executable, "-m", "tensorstow", "show", str(plan)]
+    seen: dict[bool, bytes] = {}
+    for plain in (False, True):
+        environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+        environment |= {"TERM": "xterm-256color", "COLUMNS": "80"} | ({"NO_COLOR": "1"} if plain else {})
+        seen[plain] = _on_a_terminal(command, environment)
+    assert b"\x1b[" in seen[False]
+    for colour in (b"\x1b[32m", b"\x1b[31m"):
+        assert colour not in seen[True]
+
+
+def _on_a_terminal(command: list[str], environment: dict[str, str]) -> bytes:
+    import pty
+
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        content = b""
+        while True:
+            try:
+                piece = os.read(ours, 1 << 16)
+            except OSError:  # Linux: nobody holds the other end any more
+                break
+            if not piece:
+                break
+            content += piece
+    os.close(ours)
+    assert process.returncode == 0, content
+    return content
+
+
+# Python
+
+
+def test_the_python_api(model: Path, no_measuring: int, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = ts.Machine.detect(dram="900KiB")
+    assert machine.tier["dram"].capacity_nbytes == 900 << 10
+    plan = ts.plan(model, machine=machine, mode="inference")
+    assert plan.promised_peak_nbytes <= (900 << 10) + no_measuring
+    print(plan)  # noqa: T201
+    said = capsys.readouterr().out
+    for words in ("peak", "pass", "bound", "mlp", "stow"):
+        assert words in said
+    assert len(said) < 1000
+    x = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float32)
+    with ts.apply(plan) as applied:
+        y = applied.run({"x": x})["y"]
+        np.testing.assert_array_equal(applied({"x": x})["y"], y)
+    with ts.apply(plan, model) as applied:
+        np.testing.assert_array_equal(applied({"x": x})["y"], y)
+    assert ts.Machine.load("rtx4090").tier["hbm"].capacity_nbytes == 24 << 30
+    comparison = ts.compare(model, machine=machine, strategies=("lru", "stow"))
+    assert [r.strategy for r in comparison.rows] == ["lru", "stow"]
+
+
+WRONG_CALLS: list[tuple[Callable[[Path], Any], type[Exception]]] = [
+    (lambda m: ts.plan(m, machine=ts.Machine.detect(dram=4096)), ts.InfeasibleError),
+    (lambda m: ts.plan(m, strategy="magic"), ts.InputError),
+    (lambda m: ts.plan(m, mode="training"), ts.InputError),
+    (lambda m: ts.plan(cast(Any, 3)), ts.InputError),
+    (lambda m: ts.plan(str(m) + ".no"), ts.InputError),
+    (lambda m: ts.Machine.load("nope"), ts.InputError),
+    (lambda m: ts.Machine.load("rtx4090", dram="much"), ts.InputError),
+    (lambda m: ts.Machine.load("rtx4090", nope="1GiB"), ts.InputError),
+]
+
+
+@pytest.mark.parametrize(("call", "error"), WRONG_CALLS)
+def test_errors_of_the_python_api(model: Path, call: Callable[[Path], Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        call(model)
+
+
+def test_a_convolutional_network_on_the_command_line(cli: Cli, tmp_path: Path, no_measuring: int) -> None:
+    assert no_measuring
+    model = write_cnn(tmp_path / "cnn.onnx")
+    path = tmp_path / "plan.json"
+    assert cli("plan", model, "--tier", "dram=1.5MiB", "-o", path).status == 0
+    said = cli("run", path, "--verify", "--repeat", 2)
+    assert said.status == 0
+    assert "bits equal the unconstrained run" in said.out
