@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .codec import digest
+from .contents import Violation, check_contents
 from .errors import InputError
 from .graph import Graph, Storage
 from .machine import Machine
@@ -18,14 +18,6 @@ from .simulate import simulate
 from .uses import Uses, storage_uses
 
 TIME_TOLERANCE = 1e-6  # relative: seconds in a certificate are rounded nanoseconds
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One thing that is wrong: a short kind for programs, a sentence with the numbers for people."""
-
-    kind: str
-    message: str
 
 
 def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
@@ -164,11 +156,8 @@ def _check_storage(
     for step, tier in sorted(set(needed)):
         live = [r for r in stays if r.tier == tier and _covers(r, step, total)]
         yield from _check_presence(storage, step, tier, live)
-        for r in live:
-            yield from _check_filled(plan, storage, uses, moves, r, step, is_input)
     yield from _check_once(storage, stays, total)
-    for t in moves:
-        yield from _check_source(plan, storage, uses, stays, moves, t, is_input)
+    yield from check_contents(plan, graph, storage, uses, moves, tiers)
 
 
 def _check_once(storage: Storage, stays: tuple[Residency, ...], total: int) -> Iterator[Violation]:
@@ -198,70 +187,6 @@ def _check_presence(storage: Storage, step: int, tier: str, live: list[Residency
     bases = {r.base for r in live}
     if len(bases) > 1:
         yield Violation("scattered", f"step {step} finds '{storage.id}' in pieces at bases {sorted(bases)} of '{tier}'")
-
-
-def _check_filled(
-    plan: Plan, storage: Storage, uses: Uses, moves: list[Transfer], r: Residency, step: int, is_input: bool
-) -> Iterator[Violation]:
-    """The residency holds the right bytes when `step` starts: made in it, there for the whole cycle, or loaded."""
-    total = len(plan.steps)
-    if storage.homed and r.end - r.start == total:
-        return
-    at = step if r.start <= step else step + total
-    if not storage.homed:
-        made = -1 if is_input else min(uses.writes, default=total)
-        if r.start <= max(made, 0) and r.end <= total and made <= step:
-            return
-    loaded = [
-        t
-        for t in moves
-        if t.target == r.tier and t.lo <= r.lo and r.hi <= t.hi and r.start <= t.after <= t.before <= min(at, r.end)
-    ]
-    if not loaded:
-        yield Violation(
-            "unfilled",
-            f"step {step} reads '{storage.id}' [{r.lo}, {r.hi}), resident in steps [{r.start}, {r.end}), "
-            "which nothing fills in time",
-        )
-
-
-def _check_source(
-    plan: Plan,
-    storage: Storage,
-    uses: Uses,
-    stays: tuple[Residency, ...],
-    moves: list[Transfer],
-    t: Transfer,
-    is_input: bool,
-) -> Iterator[Violation]:
-    """What a transfer reads is there and complete while it runs; what it writes has a place."""
-    total = len(plan.steps)
-
-    def holds(tier: str) -> bool:
-        return any(
-            r.tier == tier and r.lo <= t.lo and t.hi <= r.hi and r.start <= t.after and t.before <= r.end for r in stays
-        )
-
-    window = f"transfer of '{storage.id}' in [{t.after}, {t.before})"
-    if not (storage.homed and t.target == plan.home_tier) and not holds(t.target):
-        yield Violation("no-place", f"{window} has no place in '{t.target}'")
-    if not (storage.homed and t.origin == plan.home_tier) and not holds(t.origin):
-        yield Violation("no-source", f"{window} outlives it in '{t.origin}'")
-    if storage.homed:
-        return
-    # An input is written at instant 0, when the pass has begun.
-    last_write = max((w for w in uses.writes if w < t.before), default=0 if is_input else total)
-    if t.origin != plan.home_tier:
-        if t.after <= last_write:
-            yield Violation("early", f"'{storage.id}' leaves from instant {t.after}, step {last_write} still writes it")
-        return
-    spills = [
-        s for s in plan.transfers if s.storage == t.storage and s.target == t.origin and s.lo <= t.lo and t.hi <= s.hi
-    ]
-    if not any(s.after <= t.after and s.after > last_write for s in spills):
-        yield Violation(
-            "no-source", f"'{storage.id}' is loaded from '{t.origin}' at {t.after}, where nothing stored it"
-        )
 
 
 def _check_time(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:

@@ -17,6 +17,10 @@ class PlanMismatchError(InputError):
     """A plan that does not belong to this model, machine or file content."""
 
 
+class NotApplicableError(InputError):
+    """A strategy that does not apply to this graph or machine: of another kind of network, or of more tiers."""
+
+
 class InfeasibleError(TensorstowError):
     """Proven: nothing can be done inside the given capacity."""
 

@@ -132,6 +132,25 @@ class Machine:
         """Links by (origin, target)."""
         return {(link.origin, link.target): link for link in self.links}
 
+    def path(self, origin: str, target: str) -> tuple[tuple[str, str], ...]:
+        """The links, as (origin, target), by which bytes come from one tier to another: the fewest, the fastest first.
+
+        Raises InputError where no links lead there.
+        """
+        reached: dict[str, tuple[tuple[str, str], ...]] = {origin: ()}
+        frontier = [origin]
+        links = sorted(self.links, key=lambda k: -k.bytes_per_s)
+        while frontier and target not in reached:
+            steps = [(k.origin, k.target) for tier in frontier for k in links if k.origin == tier]
+            frontier = []
+            for hop in steps:
+                if hop[1] not in reached:
+                    reached[hop[1]] = (*reached[hop[0]], hop)
+                    frontier.append(hop[1])
+        if target not in reached:
+            raise InputError(f"machine '{self.name}': no links lead from tier '{origin}' to tier '{target}'")
+        return reached[target]
+
     def with_capacity(self, capacities: dict[str, int]) -> Machine:
         """This machine with other tier capacities, in bytes; a reserve larger than the new capacity is an error."""
         for name, nbytes in capacities.items():

@@ -2,9 +2,9 @@
 
 One lane per unit computes, one lane per link (or shared channel) moves bytes. A step starts when the step before it
 is complete and every transfer that must be complete at its instant is. A transfer starts when its lane is free, its
-instant `after` has come, and, for bytes that were spilled in the same pass, the spill is complete; one that finds its
-lane idle also takes the link's latency. Nothing else waits: the runtime follows the same rules, so predicted and
-measured time differ only by the rates.
+instant `after` has come, and the transfers that bring its bytes to where it takes them from are complete (`chains`);
+one that finds its lane idle also takes the link's latency. Nothing else waits: the runtime follows the same rules, so
+predicted and measured time differ only by the rates.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from .chains import Wait, transfer_waits
 from .errors import InputError
 from .graph import Graph
 from .machine import Machine
@@ -78,15 +79,15 @@ def prefilled(plan: Plan, graph: Graph) -> tuple[Residency, ...]:
 
 def simulate(plan: Plan, graph: Graph, machine: Machine) -> Timeline:
     """Run `plan` in virtual time until it is in its steady state. Raises DeadlockError where a step can never start."""
-    return _Simulation(plan, machine).timeline(prefilled(plan, graph))
+    return _Simulation(plan, graph, machine).timeline(prefilled(plan, graph))
 
 
 @dataclass(slots=True)
 class _Lane:
-    """The queue of one lane, pass after pass: (transfer, after, duration, latency, index of the spill to wait for)."""
+    """The queue of one lane, pass after pass: (transfer, after, duration, latency, transfers to wait for)."""
 
     name: str
-    queue: list[tuple[int, int, int, int, int | None]]
+    queue: list[tuple[int, int, int, int, tuple[Wait, ...]]]
     head: int = 0
     turn: int = 0
     free_at: int = 0
@@ -102,8 +103,9 @@ class _Clock:
 
 
 class _Simulation:
-    def __init__(self, plan: Plan, machine: Machine) -> None:
+    def __init__(self, plan: Plan, graph: Graph, machine: Machine) -> None:
         self.plan = plan
+        self.graph = graph
         self.machine = machine
         self.period = len(plan.steps)
         self.lanes = self._make_lanes()
@@ -115,17 +117,12 @@ class _Simulation:
 
     def _make_lanes(self) -> list[_Lane]:
         lanes: dict[str, _Lane] = {}
-        spill: dict[tuple[str, int], int] = {}
+        waits = transfer_waits(self.plan, self.graph)
         for index, t in enumerate(self.plan.transfers):
             link = self.machine.link[t.origin, t.target]
-            waits_for = None
-            if t.target == self.plan.home_tier:
-                spill[t.storage, t.lo] = index
-            elif t.origin == self.plan.home_tier:
-                waits_for = spill.get((t.storage, t.lo))
             lane = lanes.setdefault(link.lane, _Lane(link.lane, []))
             latency = round(1e9 * link.latency_s)
-            lane.queue.append((index, t.after, link.busy_ns(t.nbytes), latency, waits_for))
+            lane.queue.append((index, t.after, link.busy_ns(t.nbytes), latency, waits[index]))
         return list(lanes.values())
 
     def timeline(self, fill: tuple[Residency, ...]) -> Timeline:
@@ -155,8 +152,11 @@ class _Simulation:
         )
 
     def _fill_ns(self, fill: tuple[Residency, ...]) -> int:
-        links = self.machine.link
-        return sum(links[self.plan.home_tier, r.tier].transfer_ns(r.nbytes) for r in fill)
+        return sum(
+            self.machine.link[hop].transfer_ns(r.nbytes)
+            for r in fill
+            for hop in self.machine.path(self.plan.home_tier, r.tier)
+        )
 
     def _run_pass(self, number: int) -> list[StepEvent]:
         events: list[StepEvent] = []
@@ -198,16 +198,19 @@ class _Simulation:
                     moved = True
 
     def _start_head(self, lane: _Lane, now: int) -> bool:
-        index, after, duration, latency, spill = lane.queue[lane.head]
+        index, after, duration, latency, waits = lane.queue[lane.head]
         allowed = lane.turn * self.period + after
         if allowed > now:
             return False
         start = max(lane.free_at, self.clock.instant_ns[allowed])
-        if spill is not None:
-            down = self.clock.done.get((spill, lane.turn))
-            if down is None:
+        for wait in waits:
+            turn = lane.turn - wait.passes
+            if turn < 0:
+                continue  # filled before the first pass
+            arrived = self.clock.done.get((wait.index, turn))
+            if arrived is None:
                 return False
-            start = max(start, down)
+            start = max(start, arrived)
         end = start + duration + (latency if start > lane.free_at else 0)
         done = self.clock.done
         done[index, lane.turn] = end

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 from ..ir.codec import digest
 from ..ir.errors import InfeasibleError, InputError
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Storage
 from ..ir.machine import Machine, Tier, Unit
 from ..ir.sizes import format_size
 from ..ir.uses import Uses, storage_uses
@@ -23,19 +23,25 @@ from .costs import duration_ns
 class Item:
     """A storage as strategies see it: the steps that touch it, in order, and the bytes it takes when placed.
 
-    `homed` items have a clean copy below and are used pass after pass; the others live from their first step (an
-    input from the beginning of the pass) to their last (an output to its end).
+    `homed` items have a copy below and are used pass after pass; the others live from their first step (an input from
+    the beginning of the pass) to their last (an output to its end). `writes` are the touches that change it: a homed
+    item with any must be stored before it is dropped. A storage that is made anew within a pass (recomputation) is an
+    item for each time.
     """
 
     storage: str
     nbytes: int
     homed: bool
     touches: tuple[int, ...]
+    writes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ItemGap:
-    """The time between use number `before` of item `item` and the next one; steps as in `solvers` (end may wrap)."""
+    """The time between use number `before` of item `item` and the next one; steps as in `solvers` (end may wrap).
+
+    `clean`: what the copy below holds is what the item holds, so that it may be dropped for nothing.
+    """
 
     item: int
     before: int
@@ -69,11 +75,7 @@ class Instance:
     @cached_property
     def gaps(self) -> tuple[ItemGap, ...]:
         """Every pause of at least one step between consecutive uses of an item; an item's last one wraps if homed."""
-        found: list[ItemGap] = []
-        for i, item in enumerate(self.items):
-            ends = item.touches + ((item.touches[0] + self.steps,) if item.homed else ())
-            found += [ItemGap(i, n, a, b, item.homed) for n, (a, b) in enumerate(pairwise(ends)) if b > a + 1]
-        return tuple(found)
+        return tuple(g for g in self._pauses if g.end > g.start + 1)
 
     def relax(self, capacity_nbytes: int, *, time_limit_s: float) -> Result[ResidencySolution]:
         """The residency LP under a capacity that may be smaller than the instance's own; solved once for each."""
@@ -113,15 +115,20 @@ class Instance:
         return self.graph.storage[self.items[item].storage].nbytes
 
     def _pauses_of_none(self) -> tuple[Gap, ...]:
-        """Adjacent uses of what is not homed, after the gaps proper: nothing can leave there, but it may be stored
+        """Adjacent uses of what is dirty, after the gaps proper: nothing can leave there, but it may be stored
         meanwhile, and the bound must allow for that."""
-        return tuple(
-            Gap(i, self._payload(i), a, b, clean=False)
-            for i, item in enumerate(self.items)
-            if not item.homed
-            for a, b in pairwise(item.touches)
-            if b == a + 1
-        )
+        pauses = (g for g in self._pauses if g.end == g.start + 1 and not g.clean)
+        return tuple(Gap(g.item, self._payload(g.item), g.start, g.end, clean=False) for g in pauses)
+
+    @cached_property
+    def _pauses(self) -> tuple[ItemGap, ...]:
+        """Every pair of consecutive uses of an item; an item's last one wraps if it is homed."""
+        found: list[ItemGap] = []
+        for i, item in enumerate(self.items):
+            ends = item.touches + ((item.touches[0] + self.steps,) if item.homed else ())
+            dirty = _dirty_pauses(item, ends)
+            found += [ItemGap(i, n, a, b, n not in dirty) for n, (a, b) in enumerate(pairwise(ends))]
+        return tuple(found)
 
     def peak_of_all(self) -> int:
         """Bytes that a pass holds at most when nothing ever leaves: the weights and the live rest."""
@@ -162,12 +169,13 @@ def make_instance(
             s.id,
             round_up(s.nbytes, home.alignment if s.homed else max(s.alignment, fast.alignment)),
             s.homed,
-            tuple(sorted({*_touches(uses[s.id]), *first.get(s.id, ()), *last.get(s.id, ())})),
+            touches,
+            writes,
         )
         for s in graph.storages
         if s.nbytes > 0 and s.id in uses
+        for touches, writes in _lives(s, uses[s.id], order, first.get(s.id, ()), last.get(s.id, ()))
     )
-    items = tuple(i for i in items if i.touches)
     base = [0] * len(order)
     for item in items:
         for t in item.touches:
@@ -191,10 +199,39 @@ def make_instance(
     return instance
 
 
-def _touches(uses: Uses) -> tuple[int, ...]:
-    """Steps that need a storage; all of them from its first write to its last, as what is half made never leaves."""
-    half_made = range(uses.writes[0], uses.writes[-1]) if uses.writes else ()
-    return (*uses.touches, *half_made)
+def _dirty_pauses(item: Item, ends: tuple[int, ...]) -> set[int]:
+    """Numbers of the pauses in which an item holds what its copy below does not.
+
+    What a pass makes always is (once it is stored it stays stored; the solvers know). Of a homed item that is written
+    it is the pauses from its last write on, up to the first in which it could leave: if it stays through that one, it
+    may still be dirty later, which a bound may overlook; `stays` do not.
+    """
+    pauses = len(ends) - 1
+    if not item.homed:
+        return set(range(pauses))
+    if not item.writes:
+        return set()
+    first = item.touches.index(item.writes[-1])
+    found: set[int] = set()
+    for n in (m % pauses for m in range(first, first + pauses)):
+        found.add(n)
+        if ends[n + 1] > ends[n] + 1:
+            break
+    return found
+
+
+def _lives(
+    storage: Storage, uses: Uses, order: tuple[str, ...], first: tuple[int, ...], last: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(touches, writes) of each time that a storage is made; one for most."""
+    touches, writes = (*first, *uses.touches, *last), uses.writes
+    anew = not storage.homed and not first and len({order[w] for w in writes}) == 1 < len(writes)
+    if not anew:
+        if touches:
+            yield tuple(sorted(set(touches))), writes
+        return
+    for begin, end in pairwise((*writes, len(order))):
+        yield tuple(sorted({t for t in touches if begin <= t < end})), (begin,)
 
 
 def _boundary(graph: Graph, steps: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:

@@ -18,6 +18,7 @@ def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan
     stores: list[Transfer] = []
     scratch = 0
     spilled: dict[int, int] = {}
+    reloaded: dict[int, int] = {}
     for p in sorted(placed, key=lambda p: (p.stay.first, p.stay.item)):
         item = instance.items[p.stay.item]
         hi = min(p.lo + p.nbytes, instance.graph.storage[item.storage].nbytes)
@@ -28,13 +29,19 @@ def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan
             before = p.stay.first + shift
             loads.append(Transfer(item.storage, p.lo, hi, instance.home.name, instance.fast.name, start, before))
         if p.stay.stores:
-            after = p.stay.last + 1
-            stores.append(Transfer(item.storage, p.lo, hi, instance.fast.name, instance.home.name, after, p.end))
-            spilled[p.stay.item] = after
+            after, before = p.stay.last + 1, p.end
+            back = after // instance.steps * instance.steps if item.homed else 0
+            stores.append(
+                Transfer(item.storage, p.lo, hi, instance.fast.name, instance.home.name, after - back, before - back)
+            )
+            if not item.homed:
+                spilled[p.stay.item] = min(after, spilled.get(p.stay.item, after))
+        if p.stay.loads and not item.homed:
+            reloaded[p.stay.item] = max(p.stay.first, reloaded.get(p.stay.item, 0))
     for item_index, after in sorted(spilled.items()):
         item = instance.items[item_index]
         nbytes = instance.graph.storage[item.storage].nbytes
-        residencies.append(Residency(item.storage, instance.home.name, 0, nbytes, scratch, after, instance.steps))
+        residencies.append(Residency(item.storage, instance.home.name, 0, nbytes, scratch, after, reloaded[item_index]))
         scratch += round_up(nbytes, instance.home.alignment)
     loads.sort(key=lambda t: (t.before, t.after))
     stores.sort(key=lambda t: (t.after, t.before))

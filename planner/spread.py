@@ -80,11 +80,14 @@ class _Clock:
         """For (id, instant, bytes) in order: the instant at which each store can be complete at the earliest."""
         instance = self.instance
         link = instance.machine.link.get((instance.fast.name, instance.home.name))
+        pass_ns, steps = int(self.ends[-1]), instance.steps
         free = 0
         done: dict[int, int] = {}
         for i, instant, nbytes in stores if link else ():
-            free = max(free, int(self.ends[instant - 1])) + (link.busy_ns(nbytes) if link else 0)
-            done[i] = int(np.searchsorted(self.instants, free, side="left"))
+            turn, step = divmod(instant - 1, steps)
+            free = max(free, turn * pass_ns + int(self.ends[step])) + (link.busy_ns(nbytes) if link else 0)
+            turn, within = divmod(free, max(pass_ns, 1))
+            done[i] = turn * steps + int(np.searchsorted(self.instants, within, side="left"))
         return done
 
 
@@ -105,6 +108,7 @@ class _Yard:
         self.end: Ints = np.array([p.end for p in pieces], dtype=np.int64)
         self.earliest = _earliest_starts(pieces, instance.steps)
         self.homed = [item.homed for item in instance.items]
+        self.stored = [not item.homed or bool(item.writes) for item in instance.items]
         self.by_item: dict[int, list[Placed]] = {}
         for piece in pieces:
             self.by_item.setdefault(piece.stay.item, []).append(piece)
@@ -168,14 +172,16 @@ class _Yard:
         return shares
 
     def _stays_of(self, piece: Placed) -> list[Placed]:
-        """All stays of a piece's item, where they matter: an item that is made and spilled within the pass."""
-        return [] if self.homed[piece.stay.item] else self.by_item[piece.stay.item]
+        """All stays of a piece's item, where they matter: an item that is stored before it is loaded."""
+        return self.by_item[piece.stay.item] if self.stored[piece.stay.item] else []
 
     def free_since(self, i: int) -> int:
         """The earliest instant from which the addresses of load `i` are free until its use."""
         piece = self.pieces[i]
         ages = self._ages(piece)[self._neighbours(i)]
-        leaves = (p.end for p in self._stays_of(piece) if p.stay.last < piece.stay.first)
+        leaves = [p.end for p in self._stays_of(piece) if p.stay.last < piece.stay.first]
+        if self.homed[piece.stay.item]:
+            leaves += [p.end - self.steps for p in self._stays_of(piece) if p.stay.last >= piece.stay.first]
         return max(piece.stay.first - int(ages.min(initial=self.steps)), self.earliest[i], *leaves)
 
     def free_until(self, i: int) -> int:
@@ -183,8 +189,12 @@ class _Yard:
         shares = self._neighbours(i)
         until = (self.start[shares] - int(self.end[i])) % self.steps
         piece = self.pieces[i]
+        latest = int(self.end[i]) + int(until.min(initial=self.steps))
+        if self.homed[piece.stay.item]:
+            ahead = ((p.start - piece.stay.last - 1) % self.steps for p in self._stays_of(piece))
+            return min(latest, piece.stay.last + 1 + min(ahead), piece.start + self.steps)
         again = (p.start for p in self._stays_of(piece) if p.stay.first > piece.stay.last)
-        return min(int(self.end[i]) + int(until.min(initial=self.steps)), min(again, default=self.steps))
+        return min(latest, *again, self.steps)
 
     def start_at(self, i: int, instant: int) -> None:
         """Let piece `i` begin at `instant`."""

@@ -59,18 +59,13 @@ class Decisions:
 
 def make_stays(instance: Instance, evicted: Set[tuple[int, int]]) -> list[Stay]:
     """The stays of every item, under the gaps in which it is evicted."""
-    writes = {s: [] for s in (i.storage for i in instance.items)}
-    for t, op in enumerate(instance.order):
-        for s in instance.graph.writes(instance.graph.operator[op]):
-            if s in writes:
-                writes[s].append(t)
     found: list[Stay] = []
     for i, item in enumerate(instance.items):
         cuts = [n for n in range(len(item.touches)) if (i, n) in evicted]
         if item.homed:
             found += _homed_stays(i, item, cuts, instance.steps)
         else:
-            found += _made_stays(i, item, cuts, writes[item.storage])
+            found += _made_stays(i, item, cuts)
     return found
 
 
@@ -81,17 +76,19 @@ def _homed_stays(i: int, item: Item, cuts: list[int], steps: int) -> list[Stay]:
     for previous, cut in zip([cuts[-1], *cuts[:-1]], cuts, strict=True):
         first = item.touches[(previous + 1) % len(item.touches)]
         last = item.touches[cut]
-        stays.append(Stay(i, first, last if last >= first else last + steps, loads=True))
+        last += steps if last < first else 0
+        written = any(first <= w <= last or first <= w + steps <= last for w in item.writes)
+        stays.append(Stay(i, first, last, loads=True, stores=written))
     return stays
 
 
-def _made_stays(i: int, item: Item, cuts: list[int], writes: list[int]) -> list[Stay]:
+def _made_stays(i: int, item: Item, cuts: list[int]) -> list[Stay]:
     stays: list[Stay] = []
     begin, stored_at = 0, -1
     for cut in [*cuts, len(item.touches) - 1]:
         first, last = item.touches[begin], item.touches[cut]
         leaves = cut != len(item.touches) - 1
-        dirty = stored_at < 0 or any(stored_at < w <= last for w in writes)
+        dirty = stored_at < 0 or any(stored_at < w <= last for w in item.writes)
         stays.append(Stay(i, first, last, loads=begin > 0, stores=leaves and dirty))
         stored_at = last if leaves and dirty else stored_at
         begin = cut + 1
