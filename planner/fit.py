@@ -8,7 +8,7 @@ from ..ir.errors import InfeasibleError, TimeLimitError
 from ..ir.sizes import format_size
 from .instance import Instance
 from .place import place
-from .stays import Decisions, Placed, live_peak, make_stays
+from .stays import Decisions, Placed, live_peak, stays_of
 
 CUTS = (0.0, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.22, 0.3, 0.4, 0.55, 0.75, 1.0)
 """Parts of the room above the largest working set that are given up, one after another, until offsets are found."""
@@ -33,7 +33,7 @@ def fit(
         decisions = decide(instance.capacity_nbytes - int(cut * (instance.capacity_nbytes - least)))
         if decisions is None:
             continue
-        stays = make_stays(instance, decisions.evicted)
+        stays = stays_of(instance, decisions)
         if live_peak(instance, stays) > instance.capacity_nbytes:
             continue
         decided = True

@@ -57,6 +57,27 @@ def spread_evictions(instance: Instance, absent: Sequence[float], nbytes: int) -
     return [e + (1.0 - e) * share if gap.clean else e for e, gap in zip(absent, gaps, strict=True)]
 
 
+def fluid(
+    instance: Instance, absent: Sequence[float], least_nbytes: int
+) -> tuple[set[int], dict[tuple[int, int], int]]:
+    """Indices of the gaps to evict, and the bytes kept in them: the fractions as they are, to the block.
+
+    A part below `least_nbytes` is not worth a transfer of its own: it goes with the rest, or stays with it.
+    """
+    evicted: set[int] = set()
+    kept: dict[tuple[int, int], int] = {}
+    for g, gap in enumerate(instance.gaps):
+        nbytes = instance.items[gap.item].nbytes
+        unit = max(instance.home.alignment, instance.fast.alignment)
+        stays = int((1.0 - absent[g]) * nbytes) // unit * unit
+        if absent[g] * nbytes < min(least_nbytes, nbytes / 2):
+            continue
+        evicted.add(g)
+        if stays >= least_nbytes:
+            kept[gap.item, gap.before] = stays
+    return evicted, kept
+
+
 def threshold(instance: Instance, absent: Sequence[float]) -> set[int]:
     """Indices of the gaps that the LP wants absent for more than a half."""
     return {g for g in range(len(instance.gaps)) if absent[g] > 0.5}
@@ -79,10 +100,12 @@ def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capac
     return True
 
 
-def fill(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> dict[int, int]:
+def fill(
+    instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int
+) -> dict[tuple[int, int], int]:
     """Keep a part of one evicted item: as many bytes as the LP keeps in all and the rounding does not.
 
-    The bytes that stay must also fit beside everything at every step. Returns the kept bytes by item, at most one.
+    The bytes that stay must also fit beside everything at every step. Returns the kept bytes by gap, at most one.
     """
     gaps, items = instance.gaps, instance.items
     alone = [
@@ -96,9 +119,8 @@ def fill(instance: Instance, absent: Sequence[float], evicted: set[int], capacit
     if spare <= 0 or not alone:
         return {}
     best = max(alone, key=lambda g: (min(items[gaps[g].item].nbytes, spare), 1.0 - absent[g]))
-    item = gaps[best].item
-    nbytes = min(spare, items[item].nbytes - unit)
-    return {item: nbytes} if nbytes > 0 else {}
+    nbytes = min(spare, items[gaps[best].item].nbytes - unit)
+    return {(gaps[best].item, gaps[best].before): nbytes} if nbytes > 0 else {}
 
 
 def kept_profile(instance: Instance, evicted: set[int]) -> NDArray[np.int64]:
@@ -124,7 +146,7 @@ def _gaps_over(instance: Instance, t: int) -> list[int]:
 
 
 def to_decisions(
-    instance: Instance, evicted: set[int], kept_nbytes: dict[int, int], stall_ns: Sequence[float]
+    instance: Instance, evicted: set[int], kept_nbytes: dict[tuple[int, int], int], stall_ns: Sequence[float]
 ) -> Decisions:
     """Decisions with prefetching, and the waits that the LP expects."""
     gaps = instance.gaps

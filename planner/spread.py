@@ -1,164 +1,177 @@
-"""Room for prefetching: loads move to addresses that are free early enough, and intervals grow into what is free.
+"""Room for prefetching: loads go to addresses that are free early enough, and intervals grow into what is free.
 
-Loads are taken in the order of their use. Each goes to an address that becomes free early enough for the load to be
-complete in time: the next such one round the room, as in a ring, or the lowest; it never takes the place that a load
-at the same steps still has to use. Where no address is free early enough, the one free earliest is taken. At last
-every load starts as early as its address allows, and every store may end as late.
+Loads are taken in the order of their use. Each lands where it can be complete in time (`solvers.landing`): it may come
+in parts, those first whose addresses are free first, and never takes the place that something at the same steps still
+has to use. Where no place lets it be in time, it goes where it is complete first. At last every load starts as early as
+its address allows, and every store may end as late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..solvers.landing import LOWEST, RING, land, segments
 from .instance import Instance
-from .stays import Decisions, Placed
+from .stays import Decisions, Landing, Placed
+from .timetable import Clock, Ints, is_reserved, pauses_before
 
-Ints = NDArray[np.int64]
+PART_NBYTES = 256 << 10
+"""Parts smaller than this are not worth a transfer of their own."""
+
+_RULES = {Landing.LOWEST: LOWEST, Landing.RING: RING}
 
 
 def spread(instance: Instance, pieces: list[Placed], bottom: int, decisions: Decisions) -> bool:
-    """Move and lengthen the loads and stores among `pieces`, in place. What never leaves ends at address `bottom`.
+    """Move and lengthen the loads and stores among `pieces`, in place; loads that come in parts add to the list.
 
-    Loads may come without an address (-1): they are given one, in turn. False where one finds no room; that cannot
-    happen when all come with addresses.
+    What never leaves ends at address `bottom`. Loads of whole items may come without an address (-1): they are given
+    one, in turn; parts of items stay where they are. False where one finds no room; that cannot happen when all come
+    with addresses.
     """
     if not any(p.stay.loads or p.stay.stores for p in pieces):
         return True
-    clock = _Clock(instance, decisions.stall_ns)
-    yard = _Yard(instance, pieces, bottom, lowest=decisions.lowest)
-    loads = sorted((i for i, p in enumerate(pieces) if p.stay.loads), key=lambda i: pieces[i].stay.first)
-    stores = sorted((i for i, p in enumerate(pieces) if p.stay.stores), key=lambda i: pieces[i].stay.last)
-    wanted = clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
+    yard = _Yard(instance, pieces, bottom, Clock(instance, decisions.stall_ns), decisions.landing)
+    loads, stores = _by_time(pieces)
+    wanted = yard.clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
     for i in loads:
-        start = max(wanted[i], yard.earliest[i])
-        if pieces[i].lo == 0:
-            if not yard.move(i, start):
+        whole = pieces[i].nbytes == instance.items[pieces[i].stay.item].nbytes
+        if whole and not is_reserved(pieces[i], decisions):
+            if not yard.move(i, wanted[i]):
                 return False
         else:
-            yard.start_at(i, max(start, yard.free_since(i)))
-    done = clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in stores])
+            yard.start_at(i, max(yard.clock.instant_at(wanted[i]), yard.free_since(i)))
+    loads, stores = _by_time(pieces)
+    done = yard.clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in stores])
     for i in stores:
-        yard.end_at(i, min(done[i], yard.free_until(i)))
-    for i in loads:
-        yard.start_at(i, yard.free_since(i))
-    for i in stores:
-        yard.end_at(i, yard.free_until(i))
+        yard.end_at(i, min(max(done[i], pieces[i].end), yard.free_until(i)))
+    yard.stretch(loads, stores)
     return True
 
 
-class _Clock:
-    """Steps in nanoseconds, with the stalls that are expected anyway."""
+def stretch(instance: Instance, pieces: list[Placed], bottom: int) -> None:
+    """Let every load start as early as its address allows, and every store end as late, in place."""
+    yard = _Yard(instance, pieces, bottom, Clock(instance, ()), Landing.LOWEST)
+    yard.stretch(*_by_time(pieces))
 
-    def __init__(self, instance: Instance, stall_ns: Sequence[int]) -> None:
-        self.instance = instance
-        durations = np.asarray(instance.durations_ns, dtype=np.int64)
-        self.stalls: Ints = np.asarray(stall_ns or [0] * instance.steps, dtype=np.int64)
-        self.ends: Ints = np.cumsum(durations + self.stalls)
-        self.begins: Ints = self.ends - durations  # of the operator itself
-        self.instants: Ints = self.begins - self.stalls
 
-    def latest_starts(self, loads: Sequence[tuple[int, int, int]]) -> dict[int, int]:
-        """For (id, step of use, bytes) in the order of use: the instant (below 0: in the pass before) at which each
-        load must start at the latest so that none is late, when they run one after another at the link's rate."""
-        instance = self.instance
-        link = instance.machine.link[instance.home.name, instance.fast.name]
-        took = {i: link.busy_ns(nbytes) for i, _, nbytes in loads}
-        pass_ns = max(int(self.ends[-1]), sum(took.values()))
-        following = 2 * pass_ns
-        wanted: dict[int, int] = {}
-        for shift in (pass_ns, 0):  # two rounds backwards: the second one feels the loads of the pass after
-            for i, step, _ in reversed(loads):
-                following = min(int(self.begins[step]) + shift, following) - took[i]
-                back, within = divmod(following - shift, pass_ns)
-                wanted[i] = int(np.searchsorted(self.instants, within, side="right")) - 1 + back * instance.steps
-        return wanted
-
-    def earliest_ends(self, stores: Sequence[tuple[int, int, int]]) -> dict[int, int]:
-        """For (id, instant, bytes) in order: the instant at which each store can be complete at the earliest."""
-        instance = self.instance
-        link = instance.machine.link.get((instance.fast.name, instance.home.name))
-        pass_ns, steps = int(self.ends[-1]), instance.steps
-        free = 0
-        done: dict[int, int] = {}
-        for i, instant, nbytes in stores if link else ():
-            turn, step = divmod(instant - 1, steps)
-            free = max(free, turn * pass_ns + int(self.ends[step])) + (link.busy_ns(nbytes) if link else 0)
-            turn, within = divmod(free, max(pass_ns, 1))
-            done[i] = turn * steps + int(np.searchsorted(self.instants, within, side="left"))
-        return done
+def _by_time(pieces: Sequence[Placed]) -> tuple[list[int], list[int]]:
+    """Indices of the loads by use, and of the stores by the step after which they may begin."""
+    loads = sorted((i for i, p in enumerate(pieces) if p.stay.loads), key=lambda i: pieces[i].stay.first)
+    stores = sorted((i for i, p in enumerate(pieces) if p.stay.stores), key=lambda i: pieces[i].stay.last)
+    return loads, stores
 
 
 class _Yard:
     """Who occupies which addresses when, cyclically; rows are pieces."""
 
-    def __init__(self, instance: Instance, pieces: list[Placed], bottom: int, *, lowest: bool) -> None:
+    def __init__(self, instance: Instance, pieces: list[Placed], bottom: int, clock: Clock, landing: Landing) -> None:
         self.pieces = pieces
+        self.clock = clock
         self.steps = instance.steps
-        self.bottom = bottom
-        self.top = instance.capacity_nbytes
-        self.alignment = instance.home.alignment
-        self.lowest = lowest
+        self.bottom, self.top = bottom, instance.capacity_nbytes
+        self.alignment = max(instance.home.alignment, instance.fast.alignment)
+        self.bytes_per_ns = instance.machine.link[instance.home.name, instance.fast.name].bytes_per_s / 1e9
+        self.rule = _RULES[landing]
         self.latest_end = bottom  # of the address range that was given last
-        self.low: Ints = np.array([p.offset for p in pieces], dtype=np.int64)
-        self.high: Ints = np.array([p.offset + p.nbytes for p in pieces], dtype=np.int64)
-        self.start: Ints = np.array([p.start for p in pieces], dtype=np.int64)
-        self.end: Ints = np.array([p.end for p in pieces], dtype=np.int64)
-        self.earliest = _earliest_starts(pieces, instance.steps)
-        self.homed = [item.homed for item in instance.items]
-        self.stored = [not item.homed or bool(item.writes) for item in instance.items]
-        self.by_item: dict[int, list[Placed]] = {}
-        for piece in pieces:
-            self.by_item.setdefault(piece.stay.item, []).append(piece)
+        room = 2 * len(pieces) + 64
+        self.columns: Ints = np.zeros((4, room), dtype=np.int64)
+        for i, p in enumerate(pieces):
+            self._write(i, p)
+        before = {i: previous for i, (previous, _) in pauses_before(pieces, instance.steps).items()}
+        self.before: dict[int, list[int]] = {i: [p] for i, p in before.items()}
+        self.after: dict[int, list[int]] = {p: [i] for i, p in before.items()}
 
-    def move(self, i: int, wanted: int) -> bool:
-        """Put load `i` where it can start at instant `wanted`, or else as early as can be; False if nowhere."""
-        piece = self.pieces[i]
+    @property
+    def low(self) -> Ints:
+        """First address of each row, -1 where it has none."""
+        return self.columns[0, : len(self.pieces)]
+
+    @property
+    def high(self) -> Ints:
+        """End of the addresses of each row."""
+        return self.columns[1, : len(self.pieces)]
+
+    @property
+    def start(self) -> Ints:
+        """First step of each row."""
+        return self.columns[2, : len(self.pieces)]
+
+    @property
+    def end(self) -> Ints:
+        """Step after the last of each row."""
+        return self.columns[3, : len(self.pieces)]
+
+    def _write(self, i: int, p: Placed) -> None:
+        if i == self.columns.shape[1]:
+            self.columns = np.concatenate([self.columns, np.zeros_like(self.columns)], axis=1)
+        self.columns[:, i] = p.offset, p.offset + p.nbytes if p.offset >= 0 else -1, p.start, p.end
+
+    def move(self, i: int, wanted_ns: int) -> bool:
+        """Put load `i` where it can start at `wanted_ns`, or else where it is complete first; False if nowhere."""
+        piece, clock = self.pieces[i], self.clock
+        first = piece.stay.first
+        start_ns = max(wanted_ns, clock.time_of(self._free_of_itself(i)))
         ages = self._ages(piece)
         ages[i] = self.steps
-        limit = self.steps - (piece.stay.last + 1 - piece.stay.first)
-        need = min(max(piece.stay.first - wanted, 0), limit)
-        place = self._place(ages, need, piece.nbytes)
-        if place is None:  # the longest that some place is free for, by bisection over the ages that occur
-            known = np.unique(np.concatenate([[0], ages[(ages >= 0) & (ages < need)]]))
-            low, high = -1, len(known)
-            while high - low > 1:
-                middle = (low + high) // 2
-                found = self._place(ages, int(known[middle]), piece.nbytes)
-                if found is None:
-                    high = middle
-                else:
-                    low, place, need = middle, found, int(known[middle])
-            if place is None:
-                return False
-        piece.offset = place
-        self.low[i], self.high[i] = place, place + piece.nbytes
-        self.latest_end = int(self.high[i])
-        self.start_at(i, max(piece.stay.first - need, self.earliest[i]))
+        near = np.flatnonzero((ages < first - clock.instant_at(start_ns)) & (self.high > self.bottom))
+        free_ns = np.array([np.inf if a < 0 else clock.time_of(first - a) for a in ages[near].tolist()])
+        base, _ = land(
+            self.low[near],
+            self.high[near],
+            free_ns,
+            bottom=self.bottom,
+            top=self.top,
+            nbytes=piece.nbytes,
+            alignment=self.alignment,
+            start_ns=float(start_ns),
+            due_ns=float(clock.due(first)),
+            bytes_per_ns=self.bytes_per_ns,
+            rule=self.rule,
+            pointer=self.latest_end,
+        )
+        if base < 0:
+            return False
+        self.latest_end = base + piece.nbytes
+        parts = segments(self.low[near], self.high[near], free_ns, base, piece.nbytes, float(start_ns))
+        self._come_in_parts(i, base, _joined(parts, self.alignment), start_ns)
         return True
 
-    def _place(self, ages: Ints, need: int, nbytes: int) -> int | None:
-        """An address range that has been free for at least `need` steps: the lowest, or the next round the room."""
-        taken = (ages < need) & (self.high > self.bottom)
-        order = np.argsort(self.low[taken])
-        highs = np.maximum.accumulate(np.concatenate([[self.bottom], self.high[taken][order]]))
-        starts = -(-highs // self.alignment) * self.alignment
-        ends = np.concatenate([self.low[taken][order], [self.top]])
-        fits = np.flatnonzero(ends - starts >= nbytes)
-        if not len(fits):
-            return None
-        if self.lowest:
-            return int(starts[fits[0]])
-        pointer = -(-self.latest_end // self.alignment) * self.alignment
-        inside = np.maximum(starts[fits], pointer)
-        further = np.flatnonzero(ends[fits] - inside >= nbytes)
-        return int(inside[further[0]] if len(further) else starts[fits[0]])
+    def _come_in_parts(self, i: int, base: int, parts: list[tuple[int, int, float]], start_ns: float) -> None:
+        """Row `i` becomes one row for each part, each of which starts as late as it may, or as soon as it can."""
+        whole = self.pieces[i]
+        rows = [i, *range(len(self.pieces), len(self.pieces) + len(parts) - 1)]
+        now = start_ns
+        for row, (lo, hi, free) in zip(rows, sorted(parts, key=lambda p: (p[2], p[0])), strict=True):
+            now = max(now, free)
+            stay = replace(whole.stay, lo=lo, hi=hi)
+            part = Placed(stay, base + lo, self.clock.instant_at(now), whole.end)
+            now += (hi - lo) / self.bytes_per_ns
+            if row == i:
+                self.pieces[i] = part
+            else:
+                self.pieces.append(part)
+            self._write(row, part)
+        if len(rows) > 1:
+            self._split_links(i, rows)
+
+    def _split_links(self, i: int, rows: list[int]) -> None:
+        """The rows stand where row `i` stood among the stays of its item."""
+        for links, back in ((self.before, self.after), (self.after, self.before)):
+            others = links.get(i, [])
+            for other in {*others} - {i}:
+                back[other] = [r for r in back[other] if r != i] + rows
+            others = [r for r in others if r != i] + (rows if i in others else [])
+            for row in rows:
+                if others:
+                    links[row] = others
 
     def _ages(self, piece: Placed) -> Ints:
-        """For every piece: for how many steps before the load's use its addresses have been free; -1: occupied at some
-        step of the stay itself. A piece without an address counts as free."""
+        """For every row: for how many steps before the load's use its addresses have been free; -1: occupied at some
+        step of the stay itself. A row without an address counts as free."""
         a, length = piece.stay.first, piece.stay.last + 1 - piece.stay.first
         busy_at_first = (a - self.start) % self.steps < self.end - self.start
         begins_within = (self.start - a) % self.steps < length
@@ -166,56 +179,67 @@ class _Yard:
         return np.where(self.low < 0, self.steps, ages)
 
     def _neighbours(self, i: int) -> NDArray[np.bool_]:
-        """Pieces that share an address with piece `i`."""
+        """Rows that share an address with row `i`."""
         shares = (self.low < self.high[i]) & (self.high > self.low[i])
         shares[i] = False
         return shares
 
-    def _stays_of(self, piece: Placed) -> list[Placed]:
-        """All stays of a piece's item, where they matter: an item that is stored before it is loaded."""
-        return self.by_item[piece.stay.item] if self.stored[piece.stay.item] else []
+    def _free_of_itself(self, i: int) -> int:
+        """The instant from which load `i` may run, as the stay before it has ended and is stored."""
+        first = self.pieces[i].stay.first
+        found = first - self.steps
+        for p in self.before[i]:
+            previous = self.pieces[p]
+            pause = (first - previous.stay.last - 1) % self.steps
+            stored = previous.end - previous.stay.last - 1 if previous.stay.stores else 0
+            found = max(found, first - pause + stored)
+        return found
 
     def free_since(self, i: int) -> int:
         """The earliest instant from which the addresses of load `i` are free until its use."""
         piece = self.pieces[i]
         ages = self._ages(piece)[self._neighbours(i)]
-        leaves = [p.end for p in self._stays_of(piece) if p.stay.last < piece.stay.first]
-        if self.homed[piece.stay.item]:
-            leaves += [p.end - self.steps for p in self._stays_of(piece) if p.stay.last >= piece.stay.first]
-        return max(piece.stay.first - int(ages.min(initial=self.steps)), self.earliest[i], *leaves)
+        return max(piece.stay.first - int(ages.min(initial=self.steps)), self._free_of_itself(i))
 
     def free_until(self, i: int) -> int:
         """The latest instant until which the addresses of store `i` stay free; not past its item's next stay."""
-        shares = self._neighbours(i)
+        shares, piece = self._neighbours(i), self.pieces[i]
         until = (self.start[shares] - int(self.end[i])) % self.steps
-        piece = self.pieces[i]
-        latest = int(self.end[i]) + int(until.min(initial=self.steps))
-        if self.homed[piece.stay.item]:
-            ahead = ((p.start - piece.stay.last - 1) % self.steps for p in self._stays_of(piece))
-            return min(latest, piece.stay.last + 1 + min(ahead), piece.start + self.steps)
-        again = (p.start for p in self._stays_of(piece) if p.stay.first > piece.stay.last)
-        return min(latest, *again, self.steps)
+        latest = min(int(self.end[i]) + int(until.min(initial=self.steps)), piece.start + self.steps)
+        for q in self.after.get(i, []):
+            following = self.pieces[q]
+            pause = (following.stay.first - piece.stay.last - 1) % self.steps
+            latest = min(latest, piece.stay.last + 1 + pause - (following.stay.first - following.start))
+        return latest
+
+    def stretch(self, loads: Sequence[int], stores: Sequence[int]) -> None:
+        """All that `free_since` and `free_until` allow, one after another."""
+        for i in loads:
+            self.start_at(i, self.free_since(i))
+        for i in stores:
+            self.end_at(i, max(self.pieces[i].end, self.free_until(i)))
 
     def start_at(self, i: int, instant: int) -> None:
-        """Let piece `i` begin at `instant`."""
+        """Let row `i` begin at `instant`."""
         self.pieces[i].start = instant
-        self.start[i] = instant
+        self.columns[2, i] = instant
 
     def end_at(self, i: int, instant: int) -> None:
-        """Let piece `i` end at `instant`."""
+        """Let row `i` end at `instant`."""
         self.pieces[i].end = instant
-        self.end[i] = instant
+        self.columns[3, i] = instant
 
 
-def _earliest_starts(pieces: Sequence[Placed], steps: int) -> dict[int, int]:
-    """By index of each load: the instant after its item's previous stay, below 0 when that was in the pass before."""
-    of_item: dict[int, list[int]] = {}
-    for i, piece in enumerate(pieces):
-        of_item.setdefault(piece.stay.item, []).append(i)
-    earliest: dict[int, int] = {}
-    for indices in of_item.values():
-        indices.sort(key=lambda i: pieces[i].stay.first)
-        for previous, i in zip([indices[-1], *indices[:-1]], indices, strict=True):
-            after = pieces[previous].stay.last + 1
-            earliest[i] = after if after <= pieces[i].stay.first else after - steps
-    return {i: e for i, e in earliest.items() if pieces[i].stay.loads}
+def _joined(parts: list[tuple[int, int, float]], alignment: int) -> list[tuple[int, int, float]]:
+    """Parts of whole blocks, none below `PART_NBYTES` but where there is only one: small ones go with a neighbour."""
+    found: list[tuple[int, int, float]] = []
+    for lo, hi, free in parts:
+        lo = found[-1][1] if found else lo
+        hi = -(-hi // alignment) * alignment if hi != parts[-1][1] else hi
+        if hi <= lo:
+            found[-1] = (found[-1][0], found[-1][1], max(found[-1][2], free))
+        elif found and min(hi - lo, found[-1][1] - found[-1][0]) < PART_NBYTES:
+            found[-1] = (found[-1][0], hi, max(found[-1][2], free))
+        else:
+            found.append((lo, hi, free))
+    return found

@@ -17,12 +17,14 @@ from typing import ClassVar
 
 from ..ir.errors import TimeLimitError
 from ..ir.plan import Plan
+from ..ir.simulate import simulate
 from ..ir.sizes import format_size
 from .instance import Instance
 from .place import place
 from .realise import realise
-from .round import diffuse, fill, largest_first, repair, spread_evictions, threshold, to_decisions
-from .stays import Decisions, live_peak, make_stays
+from .round import diffuse, fill, fluid, largest_first, repair, spread_evictions, threshold, to_decisions
+from .spread import PART_NBYTES
+from .stays import Decisions, Landing, live_peak, stays_of
 from .strategies import Effort, register
 
 TRANSFER_NBYTES = 256 << 10
@@ -30,6 +32,9 @@ TRANSFER_NBYTES = 256 << 10
 
 FEW_MORE_BYTES = 1.05
 """Moving up to this many times the bytes of the LP is not worth more search."""
+
+FRUITLESS_ROUNDS = 4
+LATE_NS = 1000
 
 
 @register
@@ -60,6 +65,7 @@ class Stow:
             for cut in search.between_best():
                 if not search.finished:
                     search.try_cut(cut)
+        search.favour()
         search.exchange()
         if search.best is None:
             raise TimeLimitError(
@@ -88,6 +94,7 @@ class _Search:
     effort: Effort
     best: Plan | None = None
     best_decisions: Decisions | None = None
+    last: Plan | None = None
     scores: dict[float, float] = field(default_factory=dict[float, float])
     began: float = field(default_factory=time.monotonic)
 
@@ -131,13 +138,13 @@ class _Search:
     def score(self, decisions: Decisions) -> float:
         """Simulated seconds of a pass under `decisions`, remembered if best; infinite where nothing fits."""
         instance = self.instance
-        stays = make_stays(instance, decisions.evicted)
+        stays = stays_of(instance, decisions)
         if live_peak(instance, stays) > instance.capacity_nbytes:
             return float("inf")
         placed = place(instance, stays, decisions, packing_time_s=1.0, seed=self.effort.seed)
         if placed is None:
             return float("inf")
-        plan = realise(instance, placed, self.options.name)
+        plan = self.last = realise(instance, placed, self.options.name)
         if self.best is None or self._better(plan, self.best):
             self.best, self.best_decisions = plan, decisions
         return plan.certificate.simulated_s
@@ -158,6 +165,34 @@ class _Search:
             return 0.0
         shares = zip(solution.absent, solution.stored, instance.gaps, strict=False)
         return sum((absent + stored) * instance.items[g.item].nbytes for absent, stored, g in shares)
+
+    def favour(self) -> None:
+        """Give the loads that came late place and time before the others, round after round, as long as it helps: what
+        squeaks gets the oil (Joslin and Clements, JAIR 10, 1999)."""
+        fruitless = 0
+        decisions, score = self.best_decisions, float("inf")
+        while decisions is not None and self.best is not None and fruitless < FRUITLESS_ROUNDS and not self.finished:
+            late = self._late_loads(decisions)
+            if not late - decisions.reserved:
+                return
+            decisions = replace(decisions, reserved=decisions.reserved | late)
+            before, score = score, self.score(decisions)
+            fruitless = 0 if score < min(before, self.best.certificate.simulated_s) else fruitless + 1
+
+    def _late_loads(self, decisions: Decisions) -> frozenset[tuple[int, int]]:
+        """(item, step) of the loads that made a step wait longer than the LP expects, under the plan scored last."""
+        if self.last is None:
+            return frozenset()
+        plan, steps = self.last, self.instance.steps
+        index = {item.storage: i for i, item in enumerate(self.instance.items)}
+        stall_ns = decisions.stall_ns or (0,) * steps
+        late = [
+            (event, plan.transfers[event.waited_for])
+            for event in simulate(plan, self.instance.graph, self.instance.machine).steps
+            if event.waited_for is not None and event.wait_ns > stall_ns[event.step] + LATE_NS
+        ]
+        loads = [(e, t) for e, t in late if t.target == self.instance.fast.name]
+        return frozenset((index[t.storage], e.step) for e, t in loads)
 
     def exchange(self) -> None:
         """Hill climbing from the best plan while there is time: evict one more item, keep one more, or one for another.
@@ -181,16 +216,23 @@ class _Search:
 def _roundings(
     instance: Instance, capacity: int, absent: Sequence[float], stall_ns: Sequence[float]
 ) -> Iterator[Decisions]:
+    """Decisions near the fractions `absent`. What is dirty follows them by halves: each of its gaps costs a store, and
+    which ones are worth it the LP knows; weights may stand for one another."""
+    gaps = instance.gaps
+    dirty = {g for g in threshold(instance, absent) if not gaps[g].clean}
     seen: set[frozenset[int]] = set()
-    for evicted in (
+    for chosen in (
+        threshold(instance, absent),
         largest_first(instance, absent),
         diffuse(instance, absent, 0.5),
         diffuse(instance, absent, 1.0),
-        threshold(instance, absent),
     ):
+        evicted = dirty | {g for g in chosen if gaps[g].clean}
         if not repair(instance, absent, evicted, capacity) or frozenset(evicted) in seen:
             continue
         seen.add(frozenset(evicted))
         decisions = to_decisions(instance, evicted, fill(instance, absent, evicted, capacity), stall_ns)
         yield decisions
-        yield replace(decisions, lowest=True)
+        yield replace(decisions, landing=Landing.LOWEST)
+    evicted, kept = fluid(instance, absent, PART_NBYTES)
+    yield to_decisions(instance, evicted, kept, stall_ns)

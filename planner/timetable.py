@@ -1,0 +1,162 @@
+"""When transfers should run: each load as late as it may begin to be in time, each store as soon as it can be done.
+
+That is the least memory that prefetching and pending stores can take under the waits that are expected: what comes
+later would be late, what comes earlier lies about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .instance import Instance
+from .stays import Decisions, Placed
+
+Ints = NDArray[np.int64]
+
+
+def timetable(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) -> None:
+    """Set the intervals of `pieces`, in place, whatever their addresses.
+
+    An item that is stored and loaded again is loaded no earlier than its store is done.
+    """
+    clock = Clock(instance, decisions.stall_ns)
+    pending_stores(instance, pieces, decisions)
+    loads = sorted((i for i, p in enumerate(pieces) if p.stay.loads), key=lambda i: pieces[i].stay.first)
+    pauses = pauses_before(pieces, instance.steps)
+    wanted = clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
+    for i in loads:
+        pieces[i].start = max(clock.instant_at(wanted[i]), _free_of_itself(pieces, i, pauses))
+
+
+def is_reserved(piece: Placed, decisions: Decisions) -> bool:
+    """Whether the load has its place and its time before others are given theirs."""
+    return (piece.stay.item, piece.stay.first) in decisions.reserved
+
+
+def reserve(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) -> None:
+    """Let the reserved loads begin, in place, as the timetable of all loads has it."""
+    if not decisions.reserved:
+        return
+    clock = Clock(instance, decisions.stall_ns)
+    loads = sorted((i for i, p in enumerate(pieces) if p.stay.loads), key=lambda i: pieces[i].stay.first)
+    wanted = clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
+    pauses = pauses_before(pieces, instance.steps)
+    for i in loads:
+        if is_reserved(pieces[i], decisions):
+            pieces[i].start = max(clock.instant_at(wanted[i]), _free_of_itself(pieces, i, pauses))
+
+
+def _free_of_itself(pieces: Sequence[Placed], i: int, pauses: dict[int, tuple[int, int]]) -> int:
+    """The instant from which load `i` may run, as the stay before it has ended and is stored."""
+    before, pause = pauses[i]
+    stored = pieces[before].end - (pieces[before].stay.last + 1) if pieces[before].stay.stores else 0
+    return pieces[i].stay.first - pause + stored
+
+
+def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) -> None:
+    """Lengthen the pieces that are stored, in place, until their stores can be done: as far as the memory lasts, and
+    not past their items' next use."""
+    clock = Clock(instance, decisions.stall_ns)
+    stores = sorted((i for i, p in enumerate(pieces) if p.stay.stores), key=lambda i: pieces[i].stay.last)
+    if not stores:
+        return
+    steps = instance.steps
+    room = dict(pauses_before(pieces, steps).values())
+    done = clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in stores])
+    free = instance.capacity_nbytes - _live(pieces, steps)
+    for i in stores:
+        end = pieces[i].stay.last + 1
+        latest = min(max(end, done.get(i, end)), end + room.get(i, 0))
+        while end < latest and free[end % steps] >= pieces[i].nbytes:
+            free[end % steps] -= pieces[i].nbytes
+            end += 1
+        pieces[i].end = end
+
+
+def _live(pieces: Sequence[Placed], steps: int) -> Ints:
+    """Bytes of all pieces at each step, as long as their intervals are now."""
+    change = np.zeros(2 * steps + 1, dtype=np.int64)
+    for p in pieces:
+        start = p.start % steps
+        change[start] += p.nbytes
+        change[start + p.end - p.start] -= p.nbytes
+    level = np.cumsum(change)
+    return level[:steps] + level[steps : 2 * steps]
+
+
+def pauses_before(pieces: Sequence[Placed], steps: int) -> dict[int, tuple[int, int]]:
+    """By index of each load: the piece of the same bytes that stays before it, and the steps between the two."""
+    of_range: dict[tuple[int, int], list[int]] = {}
+    for i, piece in enumerate(pieces):
+        of_range.setdefault((piece.stay.item, piece.lo), []).append(i)
+    found: dict[int, tuple[int, int]] = {}
+    for indices in of_range.values():
+        indices.sort(key=lambda i: pieces[i].stay.first)
+        for previous, i in zip([indices[-1], *indices[:-1]], indices, strict=True):
+            if pieces[i].stay.loads:
+                found[i] = previous, (pieces[i].stay.first - pieces[previous].stay.last - 1) % steps
+    return found
+
+
+class Clock:
+    """Steps in nanoseconds, with the stalls that are expected anyway."""
+
+    def __init__(self, instance: Instance, stall_ns: Sequence[int]) -> None:
+        self.instance = instance
+        durations = np.asarray(instance.durations_ns, dtype=np.int64)
+        self.stalls: Ints = np.asarray(stall_ns or [0] * instance.steps, dtype=np.int64)
+        self.ends: Ints = np.cumsum(durations + self.stalls)
+        self.begins: Ints = self.ends - durations  # of the operator itself
+        self.instants: Ints = self.begins - self.stalls
+        self.pass_ns = int(self.ends[-1])
+
+    def time_of(self, instant: int) -> int:
+        """When an instant is; below 0 and from T on, in other passes."""
+        turn, step = divmod(instant, self.instance.steps)
+        return turn * self.pass_ns + int(self.instants[step])
+
+    def due(self, step: int) -> int:
+        """When an operator begins; below 0 and from T on, in other passes."""
+        turn, step = divmod(step, self.instance.steps)
+        return turn * self.pass_ns + int(self.begins[step])
+
+    def instant_at(self, ns: float) -> int:
+        """The last instant at or before a time."""
+        turn, within = divmod(int(ns), max(self.pass_ns, 1))
+        return turn * self.instance.steps + int(np.searchsorted(self.instants, within, side="right")) - 1
+
+    def latest_starts(self, loads: Sequence[tuple[int, int, int]]) -> dict[int, int]:
+        """For (id, step of use, bytes) in the order of use: when (below 0: in the pass before) each load must start at
+        the latest so that none is late, when they run one after another at the link's rate. Nanoseconds."""
+        instance = self.instance
+        link = instance.machine.link[instance.home.name, instance.fast.name]
+        took = {i: link.busy_ns(nbytes) for i, _, nbytes in loads}
+        # More than a pass can carry will be late whatever is done; it must not push the others back for ever.
+        fitting = min(1.0, self.pass_ns / max(1, sum(took.values())))
+        following = 2 * self.pass_ns
+        wanted: dict[int, int] = {}
+        for shift in (self.pass_ns, 0):  # two rounds backwards: the second one feels the loads of the pass after
+            for i, step, _ in reversed(loads):
+                following = min(int(self.begins[step]) + shift, following) - int(fitting * took[i])
+                wanted[i] = following - shift
+        return wanted
+
+    def earliest_ends(self, stores: Sequence[tuple[int, int, int]]) -> dict[int, int]:
+        """For (id, instant, bytes) in order: the instant at which each store can be complete at the earliest, when they
+        run one after another at the link's rate; what is under way at the end of a pass delays the next one's."""
+        instance = self.instance
+        link = instance.machine.link.get((instance.fast.name, instance.home.name))
+        steps = instance.steps
+        free = -self.pass_ns
+        done: dict[int, int] = {}
+        for shift in (-self.pass_ns, 0):
+            for i, instant, nbytes in stores if link else ():
+                turn, step = divmod(instant - 1, steps)
+                end = shift + turn * self.pass_ns + int(self.ends[step])
+                free = max(free, end) + (link.busy_ns(nbytes) if link else 0)
+                turn, within = divmod(free, max(self.pass_ns, 1))
+                done[i] = turn * steps + int(np.searchsorted(self.instants, within, side="left"))
+        return done
