@@ -136,11 +136,13 @@ class _Simulation:
                 break
         steady = durations[-1:] if len(set(durations[-3:])) == 1 else durations[WARM_UP_PASSES:]
         begin, end = ends[-2], ends[-1]
+        busy = {lane.name: sum(duration for _, _, duration, _, _ in lane.queue) for lane in self.lanes}
+        # What was loaded ahead of the first passes may outlast those that are averaged; what a lane moves does not.
         return Timeline(
-            pass_ns=round(sum(steady) / len(steady)),
+            pass_ns=max(round(sum(steady) / len(steady)), *busy.values(), 0),
             first_pass_ns=self._fill_ns(fill) + durations[0],
             compute_ns=sum(s.duration_ns for s in self.plan.steps),
-            lane_busy_ns={lane.name: sum(duration for _, _, duration, _, _ in lane.queue) for lane in self.lanes},
+            lane_busy_ns=busy,
             steps=tuple(
                 StepEvent(e.step, e.start_ns - begin, e.end_ns - begin, e.wait_ns, e.waited_for) for e in steps
             ),

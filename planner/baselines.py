@@ -13,10 +13,9 @@ from .fit import fit
 from .instance import Instance
 from .place import place
 from .realise import realise
+from .replay import farthest, least_recent, replay_cache
 from .stays import Decisions, make_stays
 from .strategies import Effort, register
-
-WARM_UP_PASSES = 3  # a cache of recency or of next uses repeats itself after the first passes
 
 
 @register
@@ -67,7 +66,7 @@ class Lru:
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan of the cache's steady state."""
-        return _fitted(instance, effort, self.name, lambda c: _cache(instance, c, _least_recent, prefetch=False))
+        return _fitted(instance, effort, self.name, lambda c: replay_cache(instance, c, least_recent, prefetch=False))
 
 
 @register
@@ -79,7 +78,7 @@ class Belady:
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan of the cache's steady state."""
-        return _fitted(instance, effort, self.name, lambda c: _cache(instance, c, _farthest, prefetch=False))
+        return _fitted(instance, effort, self.name, lambda c: replay_cache(instance, c, farthest, prefetch=False))
 
 
 @register
@@ -91,69 +90,9 @@ class BeladyPrefetch:
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan of the cache's steady state."""
-        return _fitted(instance, effort, self.name, lambda c: _cache(instance, c, _farthest, prefetch=True))
+        return _fitted(instance, effort, self.name, lambda c: replay_cache(instance, c, farthest, prefetch=True))
 
 
 def _fitted(instance: Instance, effort: Effort, name: str, decide: Callable[[int], Decisions | None]) -> Plan:
     placed = fit(instance, decide, packing_time_s=effort.time_limit_s / 4, seed=effort.seed, strategy=name)
     return realise(instance, placed, name)
-
-
-def _least_recent(cached: dict[int, int], now: int, next_use: Callable[[int, int], int]) -> int:
-    del now, next_use
-    return min(cached, key=lambda i: cached[i])
-
-
-def _farthest(cached: dict[int, int], now: int, next_use: Callable[[int, int], int]) -> int:
-    return max(cached, key=lambda i: next_use(i, now))
-
-
-def _cache(
-    instance: Instance,
-    capacity_nbytes: int,
-    victim: Callable[[dict[int, int], int, Callable[[int, int], int]], int],
-    *,
-    prefetch: bool,
-) -> Decisions | None:
-    """Replay a cache of homed items until its steady state; what misses at its next use was evicted in the gap before.
-
-    Activations stay while they live. None where an operator's working set and the live activations do not fit.
-    """
-    items, steps = instance.items, instance.steps
-    users: list[list[int]] = [[] for _ in range(steps)]
-    live = [0] * steps
-    for i, item in enumerate(items):
-        if item.homed:
-            for t in item.touches:
-                users[t].append(i)
-        else:
-            for t in range(item.touches[0], item.touches[-1] + 1):
-                live[t] += item.nbytes
-
-    def next_use(i: int, now: int) -> int:
-        t = now % steps
-        return min((u - t - 1) % steps for u in items[i].touches)
-
-    cached: dict[int, int] = {}
-    used = 0
-    missed: set[tuple[int, int]] = set()
-    for turn in range(WARM_UP_PASSES + 1):
-        for t in range(steps):
-            now = turn * steps + t
-            wanted = users[t]
-            for i in wanted:
-                if i not in cached:
-                    used += items[i].nbytes
-                    n = items[i].touches.index(t)
-                    if turn == WARM_UP_PASSES:
-                        missed.add((i, (n - 1) % len(items[i].touches)))
-                cached[i] = now
-            while used + live[t] > capacity_nbytes:
-                others = {i: at for i, at in cached.items() if i not in wanted}
-                if not others:
-                    return None
-                out = victim(others, now, next_use)
-                used -= items[out].nbytes
-                del cached[out]
-    real = {(g.item, g.before) for g in instance.gaps}
-    return Decisions(frozenset(missed & real), {}, prefetch=prefetch)

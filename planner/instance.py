@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,7 +10,7 @@ from itertools import pairwise
 from ..ir.codec import digest
 from ..ir.errors import InfeasibleError, InputError
 from ..ir.graph import Graph, Storage
-from ..ir.machine import Machine, Tier, Unit
+from ..ir.machine import Link, Machine, Tier, Unit
 from ..ir.sizes import format_size
 from ..ir.uses import Uses, storage_uses
 from ..solvers.residency.lp import solve_residency
@@ -40,7 +40,8 @@ class Item:
 class ItemGap:
     """The time between use number `before` of item `item` and the next one; steps as in `solvers` (end may wrap).
 
-    `clean`: what the copy below holds is what the item holds, so that it may be dropped for nothing.
+    `clean`: what the copy below holds is what the item holds, so that it may be dropped for nothing. An item that is
+    written is dirty from its last write of a pass until it is stored, which then holds until the next one.
     """
 
     item: int
@@ -52,7 +53,11 @@ class ItemGap:
 
 @dataclass(frozen=True)
 class Instance:
-    """What every strategy is given. `capacity_nbytes` is what the arena may take: the budget less the workspace."""
+    """What every strategy is given. `capacity_nbytes` is what the arena may take: the budget less the workspace.
+
+    `middle` are the tiers between the fast one and the home tier, from above, where a machine needs them: `levels`
+    plans those. A strategy sees two tiers.
+    """
 
     graph: Graph
     machine: Machine
@@ -66,6 +71,7 @@ class Instance:
     items: tuple[Item, ...]
     base_nbytes: tuple[int, ...]
     mode: str
+    middle: tuple[Tier, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -78,11 +84,18 @@ class Instance:
         return tuple(g for g in self._pauses if g.end > g.start + 1)
 
     def relax(self, capacity_nbytes: int, *, time_limit_s: float) -> Result[ResidencySolution]:
-        """The residency LP under a capacity that may be smaller than the instance's own; solved once for each."""
+        """The residency LP under a capacity that may be smaller than the instance's own; solved once for each.
+
+        With tiers in the middle: over the topmost of them, as if it held everything.
+        """
         if capacity_nbytes not in self._relaxed:
             problem = self._residency_problem(capacity_nbytes)
             self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s)
         return self._relaxed[capacity_nbytes]
+
+    def remember(self, capacity_nbytes: int, result: Result[ResidencySolution]) -> None:
+        """Let `relax` answer `result` for this capacity: that of a larger problem of which this one is a part."""
+        self._relaxed[capacity_nbytes] = result
 
     @cached_property
     def digests(self) -> tuple[str, str]:
@@ -94,21 +107,25 @@ class Instance:
         return {}
 
     def _residency_problem(self, capacity_nbytes: int) -> ResidencyProblem:
-        load, store = (
-            self.machine.link[self.home.name, self.fast.name],
-            self.machine.link.get((self.fast.name, self.home.name)),
-        )
+        below = self.middle[0] if self.middle else self.home
+        load = self.machine.link[below.name, self.fast.name]
+        store = self.machine.link.get((self.fast.name, below.name))
         return ResidencyProblem(
             durations_ns=self.durations_ns,
             base_nbytes=self.base_nbytes,
-            gaps=tuple(Gap(g.item, self._payload(g.item), g.start, g.end, g.clean) for g in self.gaps)
-            + self._pauses_of_none(),
+            gaps=self.solver_gaps,
             capacity_nbytes=capacity_nbytes,
             load_bytes_per_s=load.bytes_per_s,
             store_bytes_per_s=store.bytes_per_s if store else load.bytes_per_s / 1e6,
             periodic=True,
             shared_channel=store is not None and store.lane == load.lane,
         )
+
+    @property
+    def solver_gaps(self) -> tuple[Gap, ...]:
+        """The gaps for a solver: those of `gaps`, then pauses in which nothing can leave but some of it be stored."""
+        own = tuple(Gap(g.item, self._payload(g.item), g.start, g.end, g.clean) for g in self.gaps)
+        return own + self._pauses_of_none()
 
     def _payload(self, item: int) -> int:
         """Bytes of an item without the padding of its place: no plan moves fewer."""
@@ -126,8 +143,8 @@ class Instance:
         found: list[ItemGap] = []
         for i, item in enumerate(self.items):
             ends = item.touches + ((item.touches[0] + self.steps,) if item.homed else ())
-            dirty = _dirty_pauses(item, ends)
-            found += [ItemGap(i, n, a, b, n not in dirty) for n, (a, b) in enumerate(pairwise(ends))]
+            clean = item.homed and not item.writes
+            found += [ItemGap(i, n, a, b, clean) for n, (a, b) in enumerate(pairwise(ends))]
         return tuple(found)
 
     def peak_of_all(self) -> int:
@@ -153,15 +170,16 @@ def round_up(nbytes: int, alignment: int) -> int:
 def make_instance(
     graph: Graph, machine: Machine, *, mode: str = "inference", order: tuple[str, ...] | None = None
 ) -> Instance:
-    """Pose `graph` on `machine`: its first unit's tier, and the fastest tier below that holds every weight.
+    """Pose `graph` on `machine`: its first unit's tier, and below it the fastest chain of links to a tier that holds
+    every weight; mostly that is one link.
 
     Raises InfeasibleError when an operator's operands and results alone exceed the tier, and InputError when no tier
-    linked to the unit's can hold the weights.
+    that links lead from can hold the weights.
     """
     order = order or tuple(op.id for op in graph.operators)
     unit = machine.units[0]
     fast = machine.tier[unit.tier]
-    home = _home_tier(graph, machine, fast)
+    *middle, home = _chain_below(graph, machine, fast)
     uses = storage_uses(graph, order)
     first, last = _boundary(graph, len(order))
     items = tuple(
@@ -194,30 +212,10 @@ def make_instance(
         items=items,
         base_nbytes=tuple(base),
         mode=mode,
+        middle=tuple(middle),
     )
     _require_working_sets(instance)
     return instance
-
-
-def _dirty_pauses(item: Item, ends: tuple[int, ...]) -> set[int]:
-    """Numbers of the pauses in which an item holds what its copy below does not.
-
-    What a pass makes always is (once it is stored it stays stored; the solvers know). Of a homed item that is written
-    it is the pauses from its last write on, up to the first in which it could leave: if it stays through that one, it
-    may still be dirty later, which a bound may overlook; `stays` do not.
-    """
-    pauses = len(ends) - 1
-    if not item.homed:
-        return set(range(pauses))
-    if not item.writes:
-        return set()
-    first = item.touches.index(item.writes[-1])
-    found: set[int] = set()
-    for n in (m % pauses for m in range(first, first + pauses)):
-        found.add(n)
-        if ends[n + 1] > ends[n] + 1:
-            break
-    return found
 
 
 def _lives(
@@ -244,18 +242,31 @@ def _boundary(graph: Graph, steps: int) -> tuple[dict[str, tuple[int, ...]], dic
     )
 
 
-def _home_tier(graph: Graph, machine: Machine, fast: Tier) -> Tier:
+def _chain_below(graph: Graph, machine: Machine, fast: Tier) -> tuple[Tier, ...]:
+    """The tiers below `fast`, each reached by the fastest link from the one above, down to the first that holds all.
+
+    Where that chain ends too early, the fastest tier linked to `fast` itself that holds all.
+    """
     needed = sum(s.nbytes for s in graph.storages if s.homed)
-    below = sorted((k for k in machine.links if k.target == fast.name), key=lambda k: -k.bytes_per_s)
-    for link in below:
-        tier = machine.tier[link.origin]
+    chain = [fast]
+    while below := [k for k in _links_into(machine, chain[-1]) if machine.tier[k.origin] not in chain]:
+        chain.append(machine.tier[below[0].origin])
+        if chain[-1].usable_nbytes >= needed:
+            return tuple(chain[1:])
+    linked = [machine.tier[k.origin] for k in _links_into(machine, fast)]
+    for tier in linked:
         if tier.usable_nbytes >= needed:
-            return tier
-    held: Mapping[str, str] = {k.origin: format_size(machine.tier[k.origin].usable_nbytes) for k in below}
+            return (tier,)
+    known = {t.name: format_size(t.usable_nbytes) for t in (*linked, *chain[1:])}
     raise InputError(
         f"machine '{machine.name}': the weights take {format_size(needed)}, no tier linked to '{fast.name}' holds "
-        f"them ({', '.join(f'{n}: {v}' for n, v in held.items()) or 'there is none'}); give one more: --tier NAME=SIZE"
+        f"them ({', '.join(f'{n}: {v}' for n, v in known.items()) or 'there is none'}); give one more: --tier NAME=SIZE"
     )
+
+
+def _links_into(machine: Machine, tier: Tier) -> list[Link]:
+    """Links into a tier, the fastest first."""
+    return sorted((k for k in machine.links if k.target == tier.name), key=lambda k: -k.bytes_per_s)
 
 
 def _require_working_sets(instance: Instance) -> None:

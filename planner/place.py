@@ -26,6 +26,9 @@ from .spread import spread, stretch
 from .stays import Decisions, Placed, Stay, bodies_of
 from .timetable import is_reserved, pending_stores, reserve, timetable
 
+PENDING_SHARES = (1.0, 0.95, 0.85, 0.0)
+"""Shares of the room up to which what waits to be stored may fill it, tried in turn until the loads find room, too."""
+
 
 def place(
     instance: Instance, stays: Sequence[Stay], decisions: Decisions, *, packing_time_s: float, seed: int = 0
@@ -73,7 +76,7 @@ class _Room:
 def _by_timetable(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> list[Placed] | None:
     pieces = _all_of(bodies)
     if decisions.prefetch:
-        timetable(room.instance, pieces, decisions)
+        timetable(room.instance, pieces, decisions, room.nbytes)
     if not room.pack(bodies, room=room.nbytes):
         return None
     if decisions.prefetch:
@@ -84,19 +87,21 @@ def _by_timetable(room: _Room, bodies: list[list[Placed]], decisions: Decisions)
 def _by_turns(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> list[Placed] | None:
     held = [body for body in bodies if len(body) > 1 or not body[0].stay.loads or is_reserved(body[0], decisions)]
     fixed: dict[int, int] = {}
-    for with_stores in (True, False) if decisions.prefetch else (False,):
+    for share in PENDING_SHARES if decisions.prefetch else (0.0,):
         pieces = _all_of(bodies)
         _shorten(pieces)
-        if with_stores:
-            pending_stores(room.instance, pieces, decisions)
+        if share and not any(p.stay.stores for p in pieces) and not decisions.reserved:
+            continue
+        if share:
+            pending_stores(room.instance, pieces, decisions, int(share * room.nbytes))
             reserve(room.instance, pieces, decisions)
-        if not room.pack(held, room=None, share=0.2):
-            continue
-        if any(p.offset + p.nbytes > room.instance.capacity_nbytes for body in held for p in body):
-            continue
-        fixed = {id(body): body[0].offset - body[0].lo for body in held}
-        if decisions.prefetch and spread(room.instance, pieces, room.bottom, decisions):
-            return pieces
+        packed = room.pack(held, room=None, share=0.2)
+        if packed and all(p.offset + p.nbytes <= room.instance.capacity_nbytes for body in held for p in body):
+            fixed = {id(body): body[0].offset - body[0].lo for body in held}
+            if decisions.prefetch and spread(room.instance, pieces, room.bottom, decisions):
+                return pieces
+        if decisions.reserved:
+            return None
     pieces = _all_of(bodies)
     _shorten(pieces)
     around = {i: fixed[id(body)] for i, body in enumerate(bodies) if id(body) in fixed}

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from .instance import Instance
 from .stays import Decisions
 
+PART_NBYTES = 256 << 10
+"""Parts smaller than this are not worth a transfer of their own."""
+
 
 def diffuse(instance: Instance, absent: Sequence[float], phase: float) -> set[int]:
     """Indices of the gaps to evict: in the order of use, evict whenever the bytes that the LP wants absent exceed what
@@ -81,6 +84,15 @@ def fluid(
 def threshold(instance: Instance, absent: Sequence[float]) -> set[int]:
     """Indices of the gaps that the LP wants absent for more than a half."""
     return {g for g in range(len(instance.gaps)) if absent[g] > 0.5}
+
+
+def spare_small(instance: Instance, evicted: set[int]) -> set[int]:
+    """`evicted` without the gaps of items that are not worth a transfer of their own."""
+    return {g for g in evicted if _large(instance, g)}
+
+
+def _large(instance: Instance, g: int) -> bool:
+    return instance.items[instance.gaps[g].item].nbytes >= min(PART_NBYTES, instance.capacity_nbytes // 1000)
 
 
 def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> bool:

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from ..solvers.landing import LOWEST, RING, land, segments
 from .instance import Instance
+from .round import PART_NBYTES
 from .stays import Decisions, Landing, Placed
 from .timetable import Clock, Ints, is_reserved, pauses_before
-
-PART_NBYTES = 256 << 10
-"""Parts smaller than this are not worth a transfer of their own."""
 
 _RULES = {Landing.LOWEST: LOWEST, Landing.RING: RING}
 
@@ -36,6 +34,7 @@ def spread(instance: Instance, pieces: list[Placed], bottom: int, decisions: Dec
         return True
     yard = _Yard(instance, pieces, bottom, Clock(instance, decisions.stall_ns), decisions.landing)
     loads, stores = _by_time(pieces)
+    yard.finish_stores(stores)
     wanted = yard.clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
     for i in loads:
         whole = pieces[i].nbytes == instance.items[pieces[i].stay.item].nbytes
@@ -45,9 +44,7 @@ def spread(instance: Instance, pieces: list[Placed], bottom: int, decisions: Dec
         else:
             yard.start_at(i, max(yard.clock.instant_at(wanted[i]), yard.free_since(i)))
     loads, stores = _by_time(pieces)
-    done = yard.clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in stores])
-    for i in stores:
-        yard.end_at(i, min(max(done[i], pieces[i].end), yard.free_until(i)))
+    yard.finish_stores(stores)
     yard.stretch(loads, stores)
     return True
 
@@ -148,7 +145,7 @@ class _Yard:
         for row, (lo, hi, free) in zip(rows, sorted(parts, key=lambda p: (p[2], p[0])), strict=True):
             now = max(now, free)
             stay = replace(whole.stay, lo=lo, hi=hi)
-            part = Placed(stay, base + lo, self.clock.instant_at(now), whole.end)
+            part = Placed(stay, base + lo, min(self.clock.instant_at(now), stay.first), whole.end)
             now += (hi - lo) / self.bytes_per_ns
             if row == i:
                 self.pieces[i] = part
@@ -171,8 +168,8 @@ class _Yard:
 
     def _ages(self, piece: Placed) -> Ints:
         """For every row: for how many steps before the load's use its addresses have been free; -1: occupied at some
-        step of the stay itself. A row without an address counts as free."""
-        a, length = piece.stay.first, piece.stay.last + 1 - piece.stay.first
+        step until the piece ends. A row without an address counts as free."""
+        a, length = piece.stay.first, piece.end - piece.stay.first
         busy_at_first = (a - self.start) % self.steps < self.end - self.start
         begins_within = (self.start - a) % self.steps < length
         ages = np.where(busy_at_first | begins_within, -1, (a - self.end) % self.steps)
@@ -211,6 +208,14 @@ class _Yard:
             pause = (following.stay.first - piece.stay.last - 1) % self.steps
             latest = min(latest, piece.stay.last + 1 + pause - (following.stay.first - following.start))
         return latest
+
+    def finish_stores(self, stores: Sequence[int]) -> None:
+        """Let what is stored keep its place until that can be done, as far as others leave it the place."""
+        pieces = self.pieces
+        placed = [i for i in stores if pieces[i].offset >= 0]
+        done = self.clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in placed])
+        for i in placed:
+            self.end_at(i, max(pieces[i].end, min(done.get(i, 0), self.free_until(i))))
 
     def stretch(self, loads: Sequence[int], stores: Sequence[int]) -> None:
         """All that `free_since` and `free_until` allow, one after another."""

@@ -17,13 +17,13 @@ from .stays import Decisions, Placed
 Ints = NDArray[np.int64]
 
 
-def timetable(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) -> None:
+def timetable(instance: Instance, pieces: Sequence[Placed], decisions: Decisions, room_nbytes: int) -> None:
     """Set the intervals of `pieces`, in place, whatever their addresses.
 
     An item that is stored and loaded again is loaded no earlier than its store is done.
     """
     clock = Clock(instance, decisions.stall_ns)
-    pending_stores(instance, pieces, decisions)
+    pending_stores(instance, pieces, decisions, room_nbytes)
     loads = sorted((i for i, p in enumerate(pieces) if p.stay.loads), key=lambda i: pieces[i].stay.first)
     pauses = pauses_before(pieces, instance.steps)
     wanted = clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
@@ -56,9 +56,9 @@ def _free_of_itself(pieces: Sequence[Placed], i: int, pauses: dict[int, tuple[in
     return pieces[i].stay.first - pause + stored
 
 
-def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) -> None:
-    """Lengthen the pieces that are stored, in place, until their stores can be done: as far as the memory lasts, and
-    not past their items' next use."""
+def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Decisions, room_nbytes: int) -> None:
+    """Lengthen the pieces that are stored, in place, until their stores can be done: as far as the room for
+    all pieces lasts, and not past their items' next use."""
     clock = Clock(instance, decisions.stall_ns)
     stores = sorted((i for i, p in enumerate(pieces) if p.stay.stores), key=lambda i: pieces[i].stay.last)
     if not stores:
@@ -66,7 +66,7 @@ def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Deci
     steps = instance.steps
     room = dict(pauses_before(pieces, steps).values())
     done = clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in stores])
-    free = instance.capacity_nbytes - _live(pieces, steps)
+    free = room_nbytes - _live(pieces, steps)
     for i in stores:
         end = pieces[i].stay.last + 1
         latest = min(max(end, done.get(i, end)), end + room.get(i, 0))
@@ -111,7 +111,7 @@ class Clock:
         self.ends: Ints = np.cumsum(durations + self.stalls)
         self.begins: Ints = self.ends - durations  # of the operator itself
         self.instants: Ints = self.begins - self.stalls
-        self.pass_ns = int(self.ends[-1])
+        self.pass_ns = int(self.ends[-1]) if len(self.ends) else 0
 
     def time_of(self, instant: int) -> int:
         """When an instant is; below 0 and from T on, in other passes."""

@@ -72,9 +72,9 @@ def segments(
 
 @cache
 def _compiled() -> Any:
-    from numba import njit
+    from .packing.jit import compiled
 
-    return njit(cache=True)(_land)
+    return compiled(_land)
 
 
 def _land(low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, bytes_per_ns, rule, pointer):  # type: ignore[no-untyped-def]

@@ -10,12 +10,14 @@ from typing import Any
 
 from .ir.errors import InputError
 from .ir.paths import write_atomic
+from .solvers.packing.banks import BanksProblem, check_banks, pack_banks
 from .solvers.packing.check import check_packing
 from .solvers.packing.problem import Body, Box, PackingProblem
-from .solvers.packing.solve import load_bound, pack
+from .solvers.packing.solve import Progress, load_bound, pack
 from .solvers.result import Status
 
 COLUMNS = ("id", "lower", "upper", "size")
+LARGEST = 2**63 - 1
 EXIT = {Status.OPTIMAL: 0, Status.FEASIBLE: 0, Status.INFEASIBLE: 3, Status.UNKNOWN: 4, Status.ERROR: 1}
 
 
@@ -31,40 +33,124 @@ class Outcome:
     seconds: float
     method: str
     exit_status: int
+    detail: str = ""
+    banks: tuple[int, ...] | None = None
 
     def facts(self) -> dict[str, Any]:
         """The JSON object of `pack --json`."""
         names = ("buffers", "load_bound", "peak", "capacity", "status", "seconds", "method")
-        return {name: getattr(self, name) for name in names}
+        facts = {name: getattr(self, name) for name in names}
+        return facts if self.banks is None else {**facts, "banks": list(self.banks)}
 
 
-def pack_file(path: Path, *, capacity: int | None, time_limit_s: float, seed: int, output: Path | None) -> Outcome:
-    """Pack the buffers of a CSV file; with `output`, write the same rows with a column `offset`."""
+def pack_file(
+    path: Path,
+    *,
+    capacity: int | None,
+    time_limit_s: float,
+    seed: int,
+    output: Path | None,
+    banks: int = 1,
+    start: Path | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Pack the buffers of a CSV file; with `output`, write the same rows with a column `offset`.
+
+    `start` is a CSV file with columns id and offset: an earlier packing, of which as much as possible is kept. With
+    `banks` > 1 there are so many memories of `capacity` each; the output then has a column `bank` too.
+    """
     rows, problem = read_buffers(path, capacity)
-    result = pack(problem, time_limit_s=time_limit_s, seed=seed)
+    if banks > 1:
+        if start is not None:
+            raise InputError(f"--start {start} is a packing of one bank, --banks asks for {banks}; give one of the two")
+        return _pack_banks(rows, problem, banks, time_limit_s, seed, output)
+    wished = None if start is None else _read_start(start, problem)
+    result = pack(problem, time_limit_s=time_limit_s, seed=seed, start=wished, explained=True, progress=progress)
     if result.solution is not None:
         wrong = check_packing(problem, result.solution)
         assert not wrong, f"the packer made a wrong packing: {wrong[0]}"
         if output is not None:
-            _write(output, rows, result.solution.offsets)
+            _write(output, rows, {"offset": result.solution.offsets})
     peak = result.solution.peak if result.solution else None
-    exit_status = EXIT[result.status]
     return Outcome(
-        len(rows), load_bound(problem), peak, capacity, result.status.value, result.seconds, result.method, exit_status
+        len(rows),
+        load_bound(problem),
+        peak,
+        capacity,
+        result.status.value,
+        result.seconds,
+        result.method,
+        EXIT[result.status],
+        _advice(result.status, result.detail, result.bound, capacity),
     )
 
 
-def read_buffers(path: Path, capacity: int | None) -> tuple[list[dict[str, str]], PackingProblem]:
-    """Rows and problem of a CSV file with columns id, lower, upper, size; a lifetime is [lower, upper)."""
+def _advice(status: Status, detail: str, bound: float | int | None, capacity: int | None) -> str:
+    """The detail, and what to do about it where no packing was found."""
+    if status == Status.INFEASIBLE and bound is not None and capacity is not None and bound > capacity:
+        return f"{detail}; give --capacity {bound} or more, or free one of them earlier"
+    if status == Status.UNKNOWN:
+        return f"{detail}; give a larger --time-limit or a larger --capacity"
+    return detail
+
+
+def _pack_banks(
+    rows: list[dict[str, str]], problem: PackingProblem, banks: int, time_limit_s: float, seed: int, output: Path | None
+) -> Outcome:
+    capacity = problem.capacity
+    split = BanksProblem(PackingProblem(problem.bodies, ids=problem.ids), (capacity,) * banks)
+    result = pack_banks(split, time_limit_s=time_limit_s, seed=seed)
+    peak, peaks = None, None
+    if result.solution is not None:
+        wrong = check_banks(split, result.solution)
+        assert not wrong, f"the packer made a wrong packing: {wrong[0]}"
+        peak, peaks = max(result.solution.peaks), result.solution.peaks
+        if output is not None:
+            _write(output, rows, {"offset": result.solution.offsets, "bank": result.solution.banks})
+    bound = int(result.bound or 0)
+    status = result.status.value
+    return Outcome(
+        len(rows),
+        bound,
+        peak,
+        capacity,
+        status,
+        result.seconds,
+        result.method,
+        EXIT[result.status],
+        _advice(result.status, result.detail, None, capacity),
+        peaks,
+    )
+
+
+def _read_start(path: Path, problem: PackingProblem) -> list[int | None]:
+    """Offsets by id from a file that `pack -o` wrote; None for buffers that it does not name."""
+    found: dict[str, int] = {}
+    for number, row in enumerate(_read_rows(path, ("id", "offset")), start=2):
+        offset = _whole(path, number, row, "offset")
+        if offset < 0:
+            raise InputError(f"{path}, line {number}: offset {offset} is below 0")
+        if row["id"] in found:
+            raise InputError(f"{path}, line {number}: id '{row['id']}' has an offset already, {found[row['id']]}")
+        found[row["id"]] = offset
+    return [found.get(name) for name in problem.ids]
+
+
+def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read buffers from {path}: {error}") from error
     reader = csv.DictReader(io.StringIO(text))
-    missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+    missing = [c for c in columns if c not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; the first line must name {','.join(COLUMNS)}")
-    rows = list(reader)
+        raise InputError(f"{path}: no column {', '.join(missing)}; the first line must name {','.join(columns)}")
+    return list(reader)
+
+
+def read_buffers(path: Path, capacity: int | None) -> tuple[list[dict[str, str]], PackingProblem]:
+    """Rows and problem of a CSV file with columns id, lower, upper, size; a lifetime is [lower, upper)."""
+    rows = _read_rows(path, COLUMNS)
     bodies: list[Body] = []
     for number, row in enumerate(rows, start=2):
         lower, upper, size = (_whole(path, number, row, c) for c in COLUMNS[1:])
@@ -72,6 +158,11 @@ def read_buffers(path: Path, capacity: int | None) -> tuple[list[dict[str, str]]
             raise InputError(
                 f"{path}, line {number}: buffer '{row['id']}' lives in [{lower}, {upper}) with size {size}; "
                 "it must end after it begins, and its size be 0 or more"
+            )
+        if max(abs(lower), abs(upper), size) > LARGEST:
+            raise InputError(
+                f"{path}, line {number}: buffer '{row['id']}' in [{lower}, {upper}) with size {size} is beyond "
+                f"{LARGEST}, the largest 64-bit number; give sizes and times in a larger unit"
             )
         bodies.append(Body((Box(lower, upper, 0, size),)))
     try:
@@ -87,11 +178,13 @@ def _whole(path: Path, number: int, row: dict[str, str], column: str) -> int:
         raise InputError(f"{path}, line {number}: {column} is {row[column]!r}, not a whole number") from error
 
 
-def _write(path: Path, rows: list[dict[str, str]], offsets: tuple[int, ...]) -> None:
+def _write(path: Path, rows: list[dict[str, str]], columns: dict[str, tuple[int, ...]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[0], "offset"] if rows else [*COLUMNS, "offset"], lineterminator="\n")
+    names = [name for name in (rows[0] if rows else COLUMNS) if name not in columns]
+    writer = csv.DictWriter(text, [*names, *columns], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({**row, "offset": offset} for row, offset in zip(rows, offsets, strict=True))
+    for i, row in enumerate(rows):
+        writer.writerow({**row, **{name: values[i] for name, values in columns.items()}})
     try:
         write_atomic(path, text.getvalue().encode())
     except OSError as error:

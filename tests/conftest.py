@@ -13,6 +13,9 @@ import pytest
 
 from tensorstow.ir.machine import Link, Machine, Tier, TierKind, Unit
 
+# Compiled code is kept between test runs: the cache of a session of tests is empty at every start.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba"))
+
 
 def host_machine() -> Machine:
     """This box as `--machine host` finds it in the tests: round figures, its own fingerprint."""

@@ -1,9 +1,25 @@
-"""Offsets: bodies with lifetimes, placed in one address space with the least peak."""
+"""Offsets: bodies with lifetimes, placed in one address space with the least peak, or in several."""
 
 from __future__ import annotations
 
+from .banks import BanksPacking, BanksProblem, check_banks, pack_banks
 from .check import check_packing
+from .explain import Conflict, explain
 from .problem import Body, Box, Packing, PackingProblem
 from .solve import load_bound, pack
 
-__all__ = ["Body", "Box", "Packing", "PackingProblem", "check_packing", "load_bound", "pack"]
+__all__ = [
+    "BanksPacking",
+    "BanksProblem",
+    "Body",
+    "Box",
+    "Conflict",
+    "Packing",
+    "PackingProblem",
+    "check_banks",
+    "check_packing",
+    "explain",
+    "load_bound",
+    "pack",
+    "pack_banks",
+]

@@ -27,15 +27,15 @@ def solve_cpsat(
     if highest > _LARGEST or time_limit_s <= 0:
         return Status.UNKNOWN, None, lowest
     model = cp_model.CpModel()
-    bases, intervals = _boxes(model, c, highest)
-    _no_overlap(model, c, intervals)
-    _order_twins(model, c, bases)
+    placed = bases(model, c, highest)
+    _no_overlap(model, c, _intervals(model, c, placed))
+    _order_twins(model, c, placed)
     if lowest < highest:
         top = model.new_int_var(lowest, highest, "peak")
         for k in range(len(c.owner)):
-            model.add(top >= bases[int(c.owner[k])] + int(c.hi[k]))
+            model.add(top >= placed[int(c.owner[k])] + int(c.hi[k]))
         model.minimize(top)
-        for i, base in enumerate(bases):
+        for i, base in enumerate(placed):
             if c.fixed[i] < 0 and c.alignment[i] == 1:
                 model.add_hint(base, int(hint[i]))
 
@@ -48,28 +48,32 @@ def solve_cpsat(
         return Status.INFEASIBLE, None, highest + 1
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Status.UNKNOWN, None, lowest
-    found = np.array([solver.value(base) for base in bases], dtype=c.hi.dtype)
+    found = np.array([solver.value(base) for base in placed], dtype=c.hi.dtype)
     bound = max(lowest, int(np.ceil(solver.best_objective_bound - 1e-6))) if lowest < highest else lowest
     return (Status.OPTIMAL if status == cp_model.OPTIMAL else Status.FEASIBLE), found, bound
 
 
-def _boxes(model: Any, c: Compact, limit: int) -> tuple[list[Any], list[Any]]:
-    """base_i = alignment_i * n_i, or fixed; box k is the address interval [base + lo, base + hi) within `limit`."""
-    bases: list[Any] = []
+def bases(model: Any, c: Compact, limit: int) -> list[Any]:
+    """base_i = alignment_i * n_i, or fixed, such that every box ends at `limit` at most."""
+    made: list[Any] = []
     for i in range(len(c)):
         own = slice(int(c.begin[i]), int(c.begin[i + 1]))
         align, most = int(c.alignment[i]), limit - int(c.hi[own].max())
         if c.fixed[i] >= 0:
-            bases.append(model.new_constant(int(c.fixed[i])))
+            made.append(model.new_constant(int(c.fixed[i])))
         elif align == 1:
-            bases.append(model.new_int_var(0, max(0, most), f"base{i}"))
+            made.append(model.new_int_var(0, max(0, most), f"base{i}"))
         else:
-            bases.append(align * model.new_int_var(0, max(0, most // align), f"base{i}"))
-    intervals = [
-        model.new_fixed_size_interval_var(bases[int(c.owner[k])] + int(c.lo[k]), int(c.hi[k] - c.lo[k]), f"box{k}")
+            made.append(align * model.new_int_var(0, max(0, most // align), f"base{i}"))
+    return made
+
+
+def _intervals(model: Any, c: Compact, placed: list[Any]) -> list[Any]:
+    """Box k is the address interval [base + lo, base + hi)."""
+    return [
+        model.new_fixed_size_interval_var(placed[int(c.owner[k])] + int(c.lo[k]), int(c.hi[k] - c.lo[k]), f"box{k}")
         for k in range(len(c.owner))
     ]
-    return bases, intervals
 
 
 def _no_overlap(model: Any, c: Compact, intervals: list[Any]) -> None:
@@ -85,7 +89,7 @@ def _no_overlap(model: Any, c: Compact, intervals: list[Any]) -> None:
             model.add_no_overlap([intervals[int(k)] for k in live])
 
 
-def _order_twins(model: Any, c: Compact, bases: list[Any]) -> None:
+def _order_twins(model: Any, c: Compact, placed: list[Any]) -> None:
     """Bodies that are alike in everything may be exchanged: their bases stand in the order of their indices."""
     seen: dict[tuple[Any, ...], int] = {}
     for i in range(len(c)):
@@ -94,5 +98,5 @@ def _order_twins(model: Any, c: Compact, bases: list[Any]) -> None:
         if c.fixed[i] >= 0:
             continue
         if form in seen:
-            model.add(bases[seen[form]] <= bases[i])
+            model.add(placed[seen[form]] <= placed[i])
         seen[form] = i

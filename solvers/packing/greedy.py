@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -78,10 +79,17 @@ def conflicts(c: Compact, limit: int = 10_000_000) -> Conflicts:
     return found
 
 
-def first_fit(c: Compact, order: Order, meets: Conflicts, stop_above: int | None = None) -> Ints:
+def first_fit(
+    c: Compact,
+    order: Order,
+    meets: Conflicts,
+    stop_above: int | None = None,
+    wished: Sequence[int] | None = None,
+) -> Ints:
     """Bases by first fit in this order, fixed bodies before all others.
 
-    `stop_above` gives up as soon as a body reaches above that address: bases not yet found stay -1.
+    `wished` are bases that bodies get if they are free (-1: no wish). `stop_above` gives up as soon
+    as a body reaches above that address: bases not yet found stay -1.
     """
     bases = np.where(c.fixed >= 0, c.fixed, -1)
     ends = np.zeros(len(c.owner), dtype=c.hi.dtype)  # absolute end of a placed box; 0 while it is not placed
@@ -92,7 +100,9 @@ def first_fit(c: Compact, order: Order, meets: Conflicts, stop_above: int | None
     for i in order:
         if c.fixed[i] >= 0:
             continue
-        base = _lowest_base(c, int(i), starts, ends, meets)
+        base = -1 if wished is None else wished[int(i)]
+        if base < 0 or base != lowest_base(c, int(i), starts, ends, meets, base):
+            base = lowest_base(c, int(i), starts, ends, meets)
         own = slice(int(c.begin[i]), int(c.begin[i + 1]))
         bases[i] = base
         starts[own], ends[own] = base + c.lo[own], base + c.hi[own]
@@ -101,8 +111,8 @@ def first_fit(c: Compact, order: Order, meets: Conflicts, stop_above: int | None
     return bases
 
 
-def _lowest_base(c: Compact, i: int, starts: Ints, ends: Ints, meets: Conflicts) -> int:
-    """Lowest aligned base of body i that meets nothing placed.
+def lowest_base(c: Compact, i: int, starts: Ints, ends: Ints, meets: Conflicts, least: int = 0) -> int:
+    """Lowest aligned base of body i, `least` or above, that meets nothing placed.
 
     Its box [lo, hi) meets the placed [p, q) exactly for bases strictly between p - hi and q - lo.
     """
@@ -118,17 +128,18 @@ def _lowest_base(c: Compact, i: int, starts: Ints, ends: Ints, meets: Conflicts)
         lows.append(starts[others] - c.hi[k])
         highs.append(ends[others] - c.lo[k])
     low, high = (lows[0], highs[0]) if len(lows) == 1 else (np.concatenate(lows), np.concatenate(highs))
+    align = c.alignment[i]
+    least = -(-least // align) * align
     if not len(low):
-        return 0
+        return int(least)
     sequence = np.argsort(low, kind="stable")
     low = low[sequence]
-    align = c.alignment[i]
     # Above all intervals that begin lower: the candidate bases. One is free if the next interval begins at or above.
-    above = np.maximum(np.maximum.accumulate(high[sequence]), 0)
+    above = np.maximum(np.maximum.accumulate(high[sequence]), least)
     if align != 1:
         above = -(-above // align) * align
-    if low[0] >= 0:
-        return 0
+    if low[0] >= least:
+        return int(least)
     free = above[:-1] <= low[1:]
     where = int(free.argmax()) if len(free) else 0
     return int(above[where]) if len(free) and free[where] else int(above[-1])

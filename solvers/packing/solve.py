@@ -1,23 +1,24 @@
-"""`pack`: bounds, portfolio, search, CP-SAT, in this order, on each independent part of a problem."""
+"""`pack`: bounds, portfolio, exact search and CP-SAT, in this order, on each independent part of a problem."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..result import Result, Status
-from . import cpsat, greedy
+from . import greedy
 from .check import check_packing
 from .compact import Compact, Ints, compact, components, lower_bound
 from .problem import Packing, PackingProblem, peak_of
 
-# First fits that the search may spend on one part; a fixed number, so that the answer depends on the seed alone as
-# long as the time limit does not cut it short.
-_SEARCH_PASSES = 2_000
-# Parts above this many boxes are left to first fit: CP-SAT's propagation of 2-D no-overlap is quadratic and worse.
-_CPSAT_BOXES = 1_500
+Progress = Callable[[str], None]
+
+# Parts above this many boxes get compiled first fits, and exact search on their most loaded bodies alone.
+_LARGE = 1_600
+HOT_BOXES = 700
 
 
 def load_bound(problem: PackingProblem) -> int:
@@ -29,14 +30,34 @@ def load_bound(problem: PackingProblem) -> int:
     return lower_bound(compact(problem))
 
 
-def pack(problem: PackingProblem, *, time_limit_s: float = 10.0, seed: int = 0, workers: int = 2) -> Result[Packing]:
+def pack(
+    problem: PackingProblem,
+    *,
+    time_limit_s: float = 10.0,
+    seed: int = 0,
+    workers: int = 2,
+    start: Sequence[int | None] | None = None,
+    explained: bool = False,
+    progress: Progress | None = None,
+) -> Result[Packing]:
     """Offsets with the least peak; with a capacity, any within it.
 
     Objective and bound are peaks in bytes. OPTIMAL: peak equals the bound. FEASIBLE: a packing (within the capacity,
     if there is one), not proven least. INFEASIBLE: proven that nothing fits the capacity or the fixed offsets.
-    UNKNOWN: no packing within the capacity was found in time. The same seed gives the same answer with one worker as
-    long as the time limit cuts nothing short.
+    UNKNOWN: no packing within the capacity was found in time. The same seed gives the same answer as long as the time
+    limit cuts nothing short.
+
+    `start` is an earlier packing: an offset for each body, or None where there is none. If it is a packing (within the
+    capacity) the answer is never above it, and equals it unless a lower peak is found; if not, bodies keep their
+    offsets where they can. `explained` has the detail of an INFEASIBLE answer
+    name bodies that do not fit together, none of them without need (see `explain`). `progress` hears
+    what takes long; compiling does not count against the time limit.
+
+    Raises:
+        ValueError: a start of another length.
     """
+    if start is not None and len(start) != len(problem.bodies):
+        raise ValueError(f"start has {len(start)} offsets for {len(problem.bodies)} bodies; give one each, or None")
     began = time.monotonic()
     wrong = _impossible_fixed(problem)
     if wrong:
@@ -44,38 +65,63 @@ def pack(problem: PackingProblem, *, time_limit_s: float = 10.0, seed: int = 0, 
     whole = compact(problem)
     bound = lower_bound(whole)
     if problem.capacity is not None and bound > problem.capacity:
-        detail = f"{bound} bytes are live at one instant, the capacity is {problem.capacity}"
+        detail = f"{bound} bytes are live at one instant, the capacity is {problem.capacity}" + _why(
+            problem, explained, 1
+        )
         return Result(Status.INFEASIBLE, None, None, bound, time.monotonic() - began, "load bound", detail)
-    deadline = began + time_limit_s
     parts = [_part(problem, [whole.bodies[i] for i in group]) for group in components(whole)]
-    _first_fit(parts, problem.capacity or 0, seed, deadline)
+    goal = max([problem.capacity or 0, *(part.bound for part in parts)])
+    notes: list[str] = []
+    compiling = _first_fit(parts, problem, goal, start, began + time_limit_s, notes, progress)
+    deadline = began + compiling + time_limit_s
     goal = problem.capacity if problem.capacity is not None else max([0, *(part.bound for part in parts)])
-    hard = [part for part in parts if part.peak > goal and len(part.form.owner) <= _CPSAT_BOXES]
-    for number, part in enumerate(sorted(hard, key=lambda part: part.peak, reverse=True)):
-        left = max(0.0, deadline - time.monotonic()) / (len(hard) - number)
-        _exact(part, goal, problem.capacity is not None, time.monotonic() + left, seed, workers)
-        if problem.capacity is None:
-            goal = max(goal, part.peak)  # the peak is the highest part's: others need not be lower
+    hard = [part for part in parts if part.peak > goal]
+    if hard and time.monotonic() < deadline:
+        from .improve import improve
+
+        deadline += improve(hard, goal, problem.capacity is not None, deadline, seed, workers, notes, progress)
     offsets = [body.fixed or 0 for body in problem.bodies]
     for part in parts:
         for index, base in zip(part.members, part.bases, strict=True):
             offsets[index] = int(base) * part.form.unit
     bound = max([bound, *(part.bound for part in parts)])
     highest = max(parts, key=lambda part: part.peak, default=None)
-    return _result(problem, tuple(offsets), bound, highest.method if highest else "empty", began)
+    result = _result(problem, tuple(offsets), bound, highest.method if highest else "empty", began, "; ".join(notes))
+    if result.status == Status.INFEASIBLE:
+        why = _why(problem, explained, max(1.0, deadline - time.monotonic()))
+        return replace(result, detail=result.detail + why, seconds=time.monotonic() - began)
+    return result
+
+
+def _why(problem: PackingProblem, wanted: bool, time_limit_s: float) -> str:
+    """Which bodies do not fit together, as a continuation of the detail."""
+    from .explain import explain
+
+    conflict = explain(problem, time_limit_s=time_limit_s) if wanted else None
+    if conflict is None:
+        return ""
+    names = ", ".join(problem.name(i) for i in conflict.bodies[:12])
+    more = len(conflict.bodies) - 12
+    names += f" and {more} more" if more > 0 else ""
+    return (
+        f"; these {len(conflict.bodies)} bodies alone need {conflict.needed} or more ({conflict.method}"
+        f"{'' if conflict.irreducible else ', perhaps fewer would'}): {names}"
+    )
 
 
 def _result(
-    problem: PackingProblem, offsets: tuple[int, ...], bound: int, method: str, began: float
+    problem: PackingProblem, offsets: tuple[int, ...], bound: int, method: str, began: float, notes: str
 ) -> Result[Packing]:
     packing = Packing(offsets, peak_of(problem, offsets))
     seconds = time.monotonic() - began
     if problem.capacity is not None and packing.peak > problem.capacity:
-        status = Status.INFEASIBLE if bound > problem.capacity else Status.UNKNOWN
+        if bound > problem.capacity:
+            detail = f"search proves that a peak of {bound} is needed, the capacity is {problem.capacity}"
+            return Result(Status.INFEASIBLE, None, None, bound, seconds, method, detail)
         detail = f"the best packing found reaches {packing.peak}, the capacity is {problem.capacity}"
-        return Result(status, None, None, bound, seconds, method, detail)
+        return Result(Status.UNKNOWN, None, None, bound, seconds, method, "; ".join(n for n in (detail, notes) if n))
     status = Status.OPTIMAL if packing.peak <= bound else Status.FEASIBLE
-    return Result(status, packing, packing.peak, bound, seconds, method)
+    return Result(status, packing, packing.peak, bound, seconds, method, notes)
 
 
 def _impossible_fixed(problem: PackingProblem) -> str:
@@ -88,8 +134,11 @@ def _impossible_fixed(problem: PackingProblem) -> str:
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
-    """Bodies that share no instant with other parts, and the best packing of them so far. Bytes, except `bases`."""
+class Part:
+    """Bodies that share no instant with other parts, and the best packing of them so far. Bytes, except `bases`.
+
+    `bound` is proven; `hot` are positions of the bodies to which exact search is confined (None: all).
+    """
 
     members: list[int]
     form: Compact
@@ -97,46 +146,80 @@ class _Part:
     bases: Ints
     peak: int
     method: str
-    conflicts: greedy.Conflicts
+
+    @property
+    def large(self) -> bool:
+        """Whether it is too large for anything quadratic in Python."""
+        return len(self.form.owner) > _LARGE
+
+    def take(self, bases: Ints, method: str) -> None:
+        """Accept a packing if it is lower."""
+        peak = int(np.max(bases[self.form.owner] + self.form.hi)) * self.form.unit
+        if not self.method or peak < self.peak:
+            self.bases, self.peak, self.method = bases, peak, method
 
 
-def _part(problem: PackingProblem, members: list[int]) -> _Part:
+def _part(problem: PackingProblem, members: list[int]) -> Part:
     form = compact(PackingProblem(tuple(problem.bodies[i] for i in members)))
-    return _Part(members, form, lower_bound(form), form.fixed, 0, "", greedy.conflicts(form))
+    return Part(members, form, lower_bound(form), form.fixed, 0, "")
 
 
-def _first_fit(parts: list[_Part], capacity: int, seed: int, deadline: float) -> None:
-    """Static orders for every part; then the search over orders for those above the goal, in a quarter of the time."""
-    goal = max([capacity, *(part.bound for part in parts)])
-    placed = [greedy.portfolio(part.form, part.conflicts, goal // part.form.unit, deadline) for part in parts]
-    until = deadline - 0.75 * max(0.0, deadline - time.monotonic())
-    for part, start in zip(parts, placed, strict=True):
+def _first_fit(
+    parts: list[Part],
+    problem: PackingProblem,
+    goal: int,
+    start: Sequence[int | None] | None,
+    deadline: float,
+    notes: list[str],
+    progress: Progress | None,
+) -> float:
+    """The start, then static orders for every part. Returns the seconds that compiling took."""
+    compiling = 0.0
+    for part in parts:
         c, target = part.form, goal // part.form.unit
-        best = greedy.search(c, start, part.conflicts, target, passes=_SEARCH_PASSES, seed=seed, deadline=until)
-        part.bases, part.peak, part.method = best.bases, best.peak * c.unit, best.method
+        if start is not None:
+            part.take(_from_start(part, [start[i] for i in part.members]), "start")
+        if part.method and part.peak <= max(goal, part.bound):
+            continue
+        if part.large and c.hi.dtype != np.dtype(object):
+            compiled, seconds = load_compiled(notes, progress)
+            compiling += seconds
+            if compiled:
+                from .fit import portfolio_compiled
+
+                found = portfolio_compiled(c, target, deadline + compiling)
+                part.take(found.bases, found.method)
+                continue
+        found = greedy.portfolio(c, greedy.conflicts(c), target, deadline)
+        part.take(found.bases, found.method)
+    return compiling
 
 
-def _exact(part: _Part, goal: int, enough: bool, deadline: float, seed: int, workers: int) -> None:
-    """CP-SAT on one part: first any packing with a peak of `goal` bytes, then the least above it.
-
-    `enough`: nothing above the goal is of use, since it is the capacity: all the time goes to reaching it.
-    """
+def _from_start(part: Part, start: list[int | None]) -> Ints:
+    """Bodies keep the offsets of a start in the order of these offsets where they are free; others go by first fit."""
     c = part.form
-    target, peak = goal // c.unit, part.peak // c.unit
+    wished = [-1 if s is None or s < 0 or s % c.unit else s // c.unit for s in start]
+    order = np.array(sorted(range(len(c)), key=lambda i: (wished[i] < 0, wished[i], -int(c.hi[c.begin[i]]))))
+    return greedy.first_fit(c, order.astype(np.int64), greedy.conflicts(c), wished=wished)
 
-    def attempt(lowest: int, highest: int, share: float) -> int:
-        """Improve the part by a packing within the limits; returns a proven bound, meaningful only above `lowest`."""
-        left = share * max(0.0, deadline - time.monotonic())
-        _, bases, proven = cpsat.solve_cpsat(
-            c, part.bases, lowest=lowest, highest=highest, time_limit_s=left, seed=seed, workers=workers
-        )
-        if bases is not None:
-            part.bases, part.peak, part.method = bases, int(np.max(bases[c.owner] + c.hi)) * c.unit, "CP-SAT"
-        return proven
 
-    proven = attempt(target, target, 1.0 if enough else 0.5)
-    if part.peak > goal and not enough and proven < peak:
-        proven = max(proven, attempt(proven, peak - 1, 1.0))
-    # CP-SAT looked no lower than the goal: what it proves is a bound only where it is above.
-    if proven > target:
-        part.bound = max(part.bound, proven * c.unit)
+_loaded: list[bool] = []
+
+
+def load_compiled(notes: list[str], progress: Progress | None) -> tuple[bool, float]:
+    """Have the compiled search ready: whether it is, and the seconds that it took. What stands in the way is noted."""
+    if _loaded:
+        return _loaded[0], 0.0
+    began = time.monotonic()
+    try:
+        from . import exact, jit
+    except ImportError as error:
+        _loaded.append(False)
+        notes.append(f"without numba there is no exact search, only first fit and CP-SAT ({error})")
+        return False, time.monotonic() - began
+    if progress is not None and not jit.is_compiled(exact.kernel.search):
+        progress(f"compiling the packing search, once: it is kept in {jit.cache_folder()}")
+    exact.warm_up()
+    notes.extend(jit.uncached)
+    _loaded.append(True)
+    return True, time.monotonic() - began

@@ -45,7 +45,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Data:
-    """The problem in scaled floats, gaps as arrays. `after` is the step at whose end the store of a y must be done."""
+    """The problem in scaled floats, gaps as arrays.
+
+    `chains`: the dirty gaps of each item that is made within the pass, in their order; `cycles`: those of each item
+    that lasts from pass to pass. `windows`: the steps from whose end, and by whose end, what a y stores is stored.
+    """
 
     problem: ResidencyProblem
     steps: int
@@ -59,8 +63,9 @@ class _Data:
     gaps: tuple[int, ...]
     dirty: tuple[int, ...]
     early: tuple[int, ...]
-    after: dict[int, int]
+    windows: dict[int, tuple[int, int]]
     chains: tuple[tuple[int, ...], ...]
+    cycles: tuple[tuple[int, ...], ...]
     byte_unit: float
     ns_unit: float
 
@@ -107,8 +112,11 @@ def _scaled(problem: ResidencyProblem) -> _Data:
     items: dict[int, list[int]] = {}
     for g in sorted(dirty, key=lambda g: problem.gaps[g].start):
         items.setdefault(problem.gaps[g].item, []).append(g)
-    chains = tuple(tuple(chain) for chain in items.values())
-    after = {g: problem.gaps[h].start for chain in chains for g, h in pairwise(chain)}
+    lasting = {i for i, chain in items.items() if any(problem.gaps[g].end >= steps for g in chain)}
+    chains = tuple(tuple(chain) for i, chain in items.items() if i not in lasting)
+    cycles = tuple(tuple(chain) for i, chain in items.items() if i in lasting)
+    windows = {g: (problem.gaps[g].start, problem.gaps[h].start) for chain in chains for g, h in pairwise(chain)}
+    windows |= {cycle[0]: (-1, steps - 1) for cycle in cycles}
     gaps = tuple(
         g for g, gap in enumerate(problem.gaps) if gap.nbytes > 0 and (gap.end > gap.start + 1 or gap.start < 0)
     )
@@ -124,9 +132,10 @@ def _scaled(problem: ResidencyProblem) -> _Data:
         due=np.array([gap.end % steps if problem.periodic else gap.end for gap in problem.gaps], dtype=np.int64),
         gaps=gaps,
         dirty=tuple(g for g in dirty if _length(problem.gaps[g]) > 1),
-        early=tuple(after),
-        after=after,
+        early=tuple(windows),
+        windows=windows,
         chains=chains,
+        cycles=cycles,
         byte_unit=byte_unit,
         ns_unit=ns_unit,
     )
@@ -140,7 +149,7 @@ def _columns(builder: ProgramBuilder, data: _Data) -> dict[str, Columns]:
     """All columns, each with finite limits that lose no optimum, so that any duals give a bound."""
     steps, room = data.steps, np.maximum(data.room, 0.0)
     moved = float(data.size[list(data.gaps)].sum())
-    kept_dirty = float(data.size[[g for chain in data.chains for g in chain]].sum()) if data.chains else 0.0
+    kept_dirty = float(data.size[[g for chain in data.chains + data.cycles for g in chain]].sum())
     # Whatever is moved, waits longer than all of it takes one after another can be shortened.
     longest = moved / data.load_rate if data.load_rate > 0 else 0.0
     longest += 2 * kept_dirty / data.store_rate if data.store_rate > 0 else 0.0
@@ -229,14 +238,19 @@ def _pending(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -
 
 
 def _stored_before_dropped(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -> None:
-    """z_g <= e_g; y_g <= 1 - e_g; e_g <= z_g + the sum of z and y over the earlier gaps of the item."""
+    """z_g <= e_g; y_g <= 1 - e_g; e_g <= z_g + the sum of z and y over the earlier gaps of the item.
+
+    For an item that lasts from pass to pass and is written in each: e_g <= the sum of z over all its gaps + y, since a
+    store in whatever gap, or at whatever time it is kept, serves those after it until the next write.
+    """
     z = dict(zip(data.dirty, column["z"], strict=True))
     y = dict(zip(data.early, column["y"], strict=True))
     e = column["e of gap"]
     both = builder.add_rows(len(data.dirty), 0.0, math.inf)
     builder.put(both, e[list(data.dirty)], 1.0)
     builder.put(both, column["z"], -1.0)
-    kept = [g for g in data.early if e[g] >= 0]
+    lasting = {g for cycle in data.cycles for g in cycle}
+    kept = [g for g in data.early if e[g] >= 0 and g not in lasting]
     rows = builder.add_rows(len(kept), -math.inf, 1.0)
     builder.put(rows, e[kept], 1.0)
     builder.put(rows, np.array([y[g] for g in kept], dtype=np.int64), 1.0)
@@ -260,24 +274,31 @@ def _stored_before_dropped(builder: ProgramBuilder, data: _Data, column: dict[st
                 if clean is not None:
                     builder.put(row, clean, 1.0)
 
+    for cycle in data.cycles:
+        stores = np.array([z[g] for g in cycle if g in z] + [y[cycle[0]]], dtype=np.int64)
+        for g in (g for g in cycle if e[g] >= 0):
+            row = builder.add_rows(1, 0.0, math.inf)
+            builder.put(np.repeat(row, len(stores)), stores, 1.0)
+            builder.put(row, e[[g]], -1.0)
+
 
 def _stored_ahead(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -> None:
     """Bytes s_g y_g are free to be stored from the end of step a_g, and must be by the end of step n_g.
 
-    n_g is the step where the item's next gap begins. K_t, what is between the two, by differences; Y_t = Y_(t-1) +
+    n_g is the step where the item's next gap begins; what lasts from pass to pass may be stored at any time. K_t, what is between the two, by differences; Y_t = Y_(t-1) +
     sum of s_g y_g with a_g = t-1 - u_t - U_t; Y_t <= K_t - sum of s_g y_g with n_g = t.
     """
     early = np.array(data.early, dtype=np.int64)
     size = data.size[early]
-    until = np.array([data.after[g] for g in data.early], dtype=np.int64)
+    since, until = np.array([data.windows[g] for g in data.early], dtype=np.int64).T
     under_way = _difference(builder, data, column["K"], cyclic=False)
-    builder.put(under_way[data.start[early] + 1], column["y"], -size)
+    builder.put(under_way[since + 1], column["y"], -size)
     inner = until + 1 < data.steps
     builder.put(under_way[until[inner] + 1], column["y"][inner], size[inner])
     left = _difference(builder, data, column["Y"], cyclic=False)
     builder.put(left, column["u"], 1.0)
     builder.put(left, column["U"], 1.0)
-    builder.put(left[data.start[early] + 1], column["y"], -size)
+    builder.put(left[since + 1], column["y"], -size)
     done = builder.add_rows(data.steps, 0.0, math.inf)
     builder.put(done, column["K"], 1.0)
     builder.put(done, column["Y"], -1.0)

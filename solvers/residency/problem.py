@@ -12,6 +12,9 @@ class Gap:
     `clean`: a copy lies below whenever the gap begins, so that dropping it needs no store. Otherwise what is dropped
     must be stored, unless it was during an earlier gap of the same item in the same pass.
 
+    An item with a dirty gap that reaches into the next pass is written in every pass: what is dropped of it in any of
+    its dirty gaps must be stored once a pass, at any time.
+
     In a periodic problem `end` may reach T and beyond: step `end` - T of the next pass; an item used once a pass has a
     gap (a, a + T). In other problems `start` may be -1: the item lies below when the pass begins and must be loaded.
 

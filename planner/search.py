@@ -1,0 +1,256 @@
+"""The search behind `stow`: candidates of decisions, each placed and simulated, the best kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, pairwise
+
+from ..ir.plan import Plan
+from ..ir.simulate import simulate
+from .instance import Instance
+from .place import place
+from .realise import realise
+from .round import (
+    PART_NBYTES,
+    diffuse,
+    fill,
+    fluid,
+    largest_first,
+    repair,
+    spare_small,
+    spread_evictions,
+    threshold,
+    to_decisions,
+)
+from .stays import Decisions, Landing, live_peak, stays_of
+
+TRANSFER_NBYTES = 256 << 10
+"""What one transfer weighs, in bytes moved, where plans are equal in time."""
+
+FEW_MORE_BYTES = 1.05
+"""Moving up to this many times the bytes of the LP is not worth more search."""
+
+KEPT, FAVOURED = 6, 3
+"""How many of the best candidates are remembered, and how many of them are worked on."""
+
+QUICK_S = 0.7
+"""A linear program that took longer is not solved again."""
+
+FRUITLESS_ROUNDS = 5
+LATE_NS = 1000
+
+
+def _moved(plan: Plan) -> int:
+    return sum(plan.certificate.moved_nbytes.values())
+
+
+def _burden(plan: Plan) -> int:
+    """Bytes moved, and a constant for each transfer, as a thread that wakes takes a core from the kernels."""
+    return _moved(plan) + TRANSFER_NBYTES * len(plan.transfers)
+
+
+@dataclass
+class Search:
+    """What has been tried. `strategy` names the plans; `time_s` is spent once there is a plan, `most_s` before.
+
+    `good_enough`: differences of time below this share are none; fewer bytes decide then, and a plan that is as near to
+    the bound and moves hardly more than the LP ends the search.
+    """
+
+    instance: Instance
+    strategy: str
+    seed: int
+    time_s: float
+    most_s: float
+    good_enough: float
+    best: Plan | None = None
+    last: Plan | None = None
+    found: list[tuple[float, Decisions, Plan]] = field(default_factory=list[tuple[float, Decisions, Plan]])
+    scores: dict[int, float] = field(default_factory=dict[int, float])
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def finished(self) -> bool:
+        """Good enough, or out of time."""
+        spent = time.monotonic() - self.began
+        if self.best is None:
+            return spent > self.most_s
+        near = self.best.certificate.simulated_s <= self.bound_s * (1 + self.good_enough)
+        lean = _moved(self.best) <= FEW_MORE_BYTES * self.relaxed_nbytes
+        return (near and lean) or spent > min(self.most_s, self.time_s)
+
+    @cached_property
+    def bound_s(self) -> float:
+        """What no plan of this order is faster than."""
+        bound = self.instance.relax(self.instance.capacity_nbytes, time_limit_s=self.most_s).bound
+        return max(bound or 0.0, sum(self.instance.durations_ns)) / 1e9
+
+    def cuts(self) -> list[int]:
+        """Bytes of the room that may have to be left to addresses and whole tensors, the likeliest first: some times
+        the largest item that moves, and shares of what the largest working set leaves."""
+        instance = self.instance
+        result = instance.relax(instance.capacity_nbytes, time_limit_s=self.most_s)
+        if result.solution is None:
+            return []
+        moving = [
+            instance.items[gap.item].nbytes
+            for gap, e in zip(instance.gaps, result.solution.absent, strict=False)
+            if e > 0
+        ]
+        room = instance.capacity_nbytes - max(instance.base_nbytes, default=0)
+        largest = max(moving, default=0)
+        wanted = [0.0, 0.5 * largest, largest, 0.03 * room, 0.06 * room, 2 * largest, 0.12 * room, 0.25 * room]
+        wanted += [0.5 * room, 0.75 * room, room]
+        return list(dict.fromkeys(int(min(w, room)) for w in wanted))
+
+    def try_cut(self, cut_nbytes: int, roundings: int | None = None) -> None:
+        """Score the roundings of the LP's fractions, with what the cut takes from what they keep: all, or the first."""
+        absent, stall_ns = self._relaxed(cut_nbytes)
+        best = self.scores.get(cut_nbytes, float("inf"))
+        for number, decisions in enumerate(
+            _roundings(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns)
+        ):
+            if self.finished or number == roundings:
+                break
+            best = min(best, self.score(decisions))
+        self.scores[cut_nbytes] = best
+
+    def _relaxed(self, cut_nbytes: int) -> tuple[Sequence[float], Sequence[float]]:
+        """Fractions absent and waits under a cut. Where only weights leave, what the LP keeps of them is thinned
+        evenly: that is better than to pose the LP again, which has no reason to keep the rest spread. What is made in
+        the pass has its own times, which only the LP knows."""
+        instance = self.instance
+        whole = instance.relax(instance.capacity_nbytes, time_limit_s=self.most_s)
+        assert whole.solution is not None, "cuts are none without a solution"
+        if (
+            cut_nbytes
+            and whole.seconds < QUICK_S
+            and any(e > 0 and not g.clean for e, g in zip(whole.solution.absent, instance.gaps, strict=False))
+        ):
+            less = instance.relax(instance.capacity_nbytes - cut_nbytes, time_limit_s=self.most_s)
+            if less.solution is not None:
+                return less.solution.absent[: len(instance.gaps)], less.solution.stall_ns
+        absent = spread_evictions(instance, whole.solution.absent[: len(instance.gaps)], cut_nbytes)
+        return absent, whole.solution.stall_ns
+
+    def best_cuts(self, number: int) -> list[int]:
+        """The cuts with the best scores, those that have one."""
+        ranked = sorted(self.scores, key=lambda c: (self.scores[c], c))
+        return [c for c in ranked if self.scores[c] < float("inf")][:number]
+
+    def between_best(self) -> list[int]:
+        """The middles between the best cut and its neighbours."""
+        tried = sorted(self.scores)
+        at = tried.index(min(self.scores, key=lambda c: (self.scores[c], c)))
+        ends = tried[max(at - 1, 0) : at + 2]
+        return [(a + b) // 2 for a, b in pairwise(ends) if b > a + 1]
+
+    def score(self, decisions: Decisions) -> float:
+        """Simulated seconds of a pass under `decisions`, remembered if best; infinite where nothing fits."""
+        instance = self.instance
+        self.last = None
+        stays = stays_of(instance, decisions)
+        if live_peak(instance, stays) > instance.capacity_nbytes:
+            return float("inf")
+        placed = place(instance, stays, decisions, packing_time_s=1.0, seed=self.seed)
+        if placed is None:
+            return float("inf")
+        plan = self.last = realise(instance, placed, self.strategy)
+        self.found.append((plan.certificate.simulated_s, decisions, plan))
+        self.found.sort(key=lambda entry: entry[0])
+        del self.found[KEPT:]
+        if self.best is None or self._better(plan, self.best):
+            self.best = plan
+        return plan.certificate.simulated_s
+
+    def _better(self, plan: Plan, best: Plan) -> bool:
+        """Faster; or as fast with a lighter burden: what hides behind computing still takes bandwidth and wake-ups."""
+        new, old = plan.certificate.simulated_s, best.certificate.simulated_s
+        if abs(new - old) <= self.good_enough * old:
+            return (_burden(plan), new) < (_burden(best), old)
+        return new < old
+
+    @cached_property
+    def relaxed_nbytes(self) -> float:
+        """Bytes that the LP moves in a pass."""
+        instance = self.instance
+        solution = instance.relax(instance.capacity_nbytes, time_limit_s=1.0).solution
+        if solution is None:
+            return 0.0
+        shares = zip(solution.absent, solution.stored, instance.gaps, strict=False)
+        return sum((absent + stored) * instance.items[g.item].nbytes for absent, stored, g in shares)
+
+    def favour(self) -> None:
+        """Give the loads that came late place and time before the others, as long as it helps: what squeaks gets the
+        oil (Joslin and Clements, JAIR 10, 1999). All at once, or half of them, and so on down to each by itself."""
+        for score, decisions, plan in list(self.found[:FAVOURED]):
+            fruitless, tried = 0, frozenset[tuple[int, int]]()
+            late = self._late_loads(plan, decisions)
+            number = len(late)
+            while number and fruitless < FRUITLESS_ROUNDS and not self.finished:
+                chosen = frozenset(late[:number])
+                changed = replace(decisions, reserved=decisions.reserved | chosen)
+                new = self.score(changed)
+                if new < score and self.last is not None:
+                    decisions, score, plan, fruitless = changed, new, self.last, 0
+                elif number == 1:
+                    tried, fruitless = tried | chosen, fruitless + 1
+                late = [x for x in self._late_loads(plan, decisions) if x not in tried and x not in decisions.reserved]
+                number = min(len(late), max(1, number // 2)) if new >= score else len(late)
+
+    def _late_loads(self, plan: Plan, decisions: Decisions) -> list[tuple[int, int]]:
+        """(item, step) of the loads that made a step wait longer than the LP expects, in the order of the pass."""
+        index = {item.storage: i for i, item in enumerate(self.instance.items)}
+        stall_ns = decisions.stall_ns or (0,) * self.instance.steps
+        late = [
+            (event.step, plan.transfers[event.waited_for])
+            for event in simulate(plan, self.instance.graph, self.instance.machine).steps
+            if event.waited_for is not None and event.wait_ns > stall_ns[event.step] + LATE_NS
+        ]
+        return [(index[t.storage], step) for step, t in late if t.target == self.instance.fast.name]
+
+    def exchange(self) -> None:
+        """Hill climbing from the best plan while there is time: evict one more item, keep one more, or one for another.
+        On small graphs this settles what rounding left open; on large ones time ends it early."""
+        gaps = [(g.item, g.before) for g in self.instance.gaps]
+        improved = bool(self.found)
+        while improved:
+            score, start, _ = self.found[0]
+            singles = [frozenset({g}) for g in gaps]
+            pairs = (frozenset({a, b}) for a in gaps if a in start.evicted for b in gaps if b not in start.evicted)
+            improved = False
+            for change in chain(singles, pairs):
+                if self.finished:
+                    return
+                changed = replace(start, evicted=start.evicted ^ change, kept_nbytes={})
+                if self.score(changed) < score * (1 - self.good_enough):
+                    improved = True
+                    break
+
+
+def _roundings(
+    instance: Instance, capacity: int, absent: Sequence[float], stall_ns: Sequence[float]
+) -> Iterator[Decisions]:
+    """Decisions near the fractions `absent`. What is dirty follows them by halves: each of its gaps costs a store, and
+    which ones are worth it the LP knows; weights may stand for one another."""
+    gaps = instance.gaps
+    dirty = {g for g in threshold(instance, absent) if not gaps[g].clean}
+    seen: set[frozenset[int]] = set()
+    for chosen in (
+        threshold(instance, absent),
+        largest_first(instance, absent),
+        diffuse(instance, absent, 0.5),
+        diffuse(instance, absent, 1.0),
+    ):
+        evicted = spare_small(instance, dirty | {g for g in chosen if gaps[g].clean})
+        if not repair(instance, absent, evicted, capacity) or frozenset(evicted) in seen:
+            continue
+        seen.add(frozenset(evicted))
+        decisions = to_decisions(instance, evicted, fill(instance, absent, evicted, capacity), stall_ns)
+        yield decisions
+        yield replace(decisions, landing=Landing.LOWEST)
+    evicted, kept = fluid(instance, absent, PART_NBYTES)
+    yield to_decisions(instance, evicted, kept, stall_ns)

@@ -1,0 +1,68 @@
+"""`tensorstow pack` beyond the contract: banks, starts, explanations, and numbers at the edge."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cli
+
+
+@pytest.fixture
+def buffers(tmp_path: Path) -> Path:
+    path = tmp_path / "buffers.csv"
+    path.write_text("id,lower,upper,size\na,0,9,2\nb,0,4,3\nc,3,9,6\nd,5,9,5\n")
+    return path
+
+
+def offsets(path: Path) -> dict[str, int]:
+    return {row["id"]: int(row["offset"]) for row in csv.DictReader(path.open())}
+
+
+def test_what_does_not_fit_is_named(cli: Cli, buffers: Path) -> None:
+    said = cli("pack", buffers, "--capacity", "10", "--json")
+    assert said.status == 3
+    assert said.json["status"] == "infeasible"
+    for words in ("13 bytes are live", "capacity is 10", "'c', 'd'", "--capacity 13 or more"):
+        assert words in " ".join(said.err.split())
+
+
+def test_a_start_is_kept(cli: Cli, buffers: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_text("id,offset\na,11\nb,0\nc,5\nd,0\nelse,3\n")
+    assert cli("pack", buffers, "--start", old, "-o", new, "--json").json["status"] == "optimal"
+    assert offsets(new) == {"a": 11, "b": 0, "c": 5, "d": 0}
+    again = tmp_path / "again.csv"
+    assert cli("pack", new, "--start", new, "-o", again).status == 0
+    assert offsets(again) == offsets(new)
+    old.write_text("id,offset\na,-1\n")
+    refused = cli("pack", buffers, "--start", old)
+    assert refused.status == 2
+    assert "below 0" in refused.err
+    assert cli("pack", buffers, "--start", buffers).status == 2
+
+
+def test_banks(cli: Cli, buffers: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    said = cli("pack", buffers, "--banks", "2", "--capacity", "8", "-o", out, "--json")
+    assert said.status == 0
+    assert max(said.json["banks"]) == said.json["peak"] <= 8
+    assert {row["bank"] for row in csv.DictReader(out.open())} == {"0", "1"}
+    assert cli("pack", buffers, "--banks", "2", "--capacity", "6").status == 3
+    assert cli("pack", buffers, "--banks", "2", "--start", out).status == 2
+
+
+def test_integers_stay_exact(cli: Cli, buffers: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    odd = 2**60 + 1
+    buffers.write_text(f"id,lower,upper,size\na,-5,3,{odd}\nb,0,4,{odd + 1}\nc,1,9,0\nd,3,9,3\n")
+    said = cli("pack", buffers, "-o", out, "--json")
+    assert said.json["peak"] == said.json["load_bound"] == 2 * odd + 1
+    assert sorted(offsets(out).values())[-1] in (odd, odd + 1)
+    buffers.write_text(f"id,lower,upper,size\na,0,3,{2**63}\n")
+    refused = cli("pack", buffers)
+    assert refused.status == 2
+    for words in ("line 2", "'a'", str(2**63), "larger unit"):
+        assert words in " ".join(refused.err.split())
