@@ -11,6 +11,9 @@ from ..ir.simulate import Timeline, simulate
 from .instance import Instance, round_up
 from .stays import Placed
 
+PARTS = 200
+"""A transfer that takes longer than a pass over this many holds others up: it may have to move in parts."""
+
 WAITING = 0.001
 """Share of a pass that must be waiting for another order of the transfers to be worth a try."""
 
@@ -102,40 +105,49 @@ def _certify(
         ),
     )
     timeline = simulate(plan, instance.graph, instance.machine)
-    if timeline.wait_ns > WAITING * timeline.pass_ns:
-        other = replace(plan, transfers=_as_available(plan, timeline))
-        again = simulate(other, instance.graph, instance.machine)
-        if again.pass_ns < timeline.pass_ns:
-            plan, timeline = other, again
+    whole = plan
+    for longest_ns in (timeline.pass_ns, timeline.pass_ns // PARTS):
+        if timeline.wait_ns > WAITING * timeline.pass_ns:
+            other = replace(whole, transfers=_as_available(instance, whole, timeline, longest_ns))
+            again = simulate(other, instance.graph, instance.machine)
+            if again.pass_ns < timeline.pass_ns * (1 - WAITING):
+                plan, timeline = other, again
     certificate = replace(
         plan.certificate, simulated_s=timeline.pass_ns / 1e9, first_pass_s=timeline.first_pass_ns / 1e9
     )
     return replace(plan, certificate=certificate)
 
 
-def _as_available(plan: Plan, timeline: Timeline) -> tuple[Transfer, ...]:
+def _as_available(instance: Instance, plan: Plan, timeline: Timeline, longest_ns: int) -> tuple[Transfer, ...]:
     """The transfers in another order: whenever a lane is free, the one with the nearest deadline among those that may
     start by then, as the instants of `timeline` have it. None stands behind one that may start only after somebody
-    waits for it: such a one had the nearer deadline and could start before.
+    waits for it: such a one had the nearer deadline and could start before. What takes longer than `longest_ns` moves
+    in parts, between which others may go.
     """
     instants = [0, *(e.end_ns for e in timeline.steps)]
-    took = {e.index: e.end_ns - e.start_ns for e in timeline.transfers}
-    lane_of = {e.index: e.lane for e in timeline.transfers}
-    waiting: dict[str, list[int]] = {}
-    for index in sorted(range(len(plan.transfers)), key=lambda i: plan.transfers[i].after):
-        waiting.setdefault(lane_of.get(index, plan.transfers[index].link), []).append(index)
-    order: list[int] = []
+    waiting: dict[str, list[tuple[Transfer, int]]] = {}
+    for t in sorted(plan.transfers, key=lambda t: t.after):
+        link = instance.machine.link[t.origin, t.target]
+        for part in _parts(instance, t, max(1, -(-link.busy_ns(t.nbytes) // max(longest_ns, 1)))):
+            waiting.setdefault(link.lane, []).append((part, link.busy_ns(part.nbytes)))
+    order: list[Transfer] = []
     for queue in waiting.values():
         now, at = 0, 0
         ready: list[tuple[int, int, int]] = []
         while at < len(queue) or ready:
             if not ready:
-                now = max(now, instants[plan.transfers[queue[at]].after])
-            while at < len(queue) and instants[plan.transfers[queue[at]].after] <= now:
-                t = plan.transfers[queue[at]]
-                heappush(ready, (t.before, t.after, queue[at]))
+                now = max(now, instants[queue[at][0].after])
+            while at < len(queue) and instants[queue[at][0].after] <= now:
+                heappush(ready, (queue[at][0].before, queue[at][0].after, at))
                 at += 1
             _, _, index = heappop(ready)
-            order.append(index)
-            now += took.get(index, 0)
-    return tuple(plan.transfers[i] for i in order)
+            order.append(queue[index][0])
+            now += queue[index][1]
+    return tuple(order)
+
+
+def _parts(instance: Instance, t: Transfer, number: int) -> list[Transfer]:
+    """A transfer in about equal parts of whole blocks."""
+    unit = max(instance.home.alignment, instance.fast.alignment)
+    size = round_up(-(-t.nbytes // number), unit)
+    return [replace(t, lo=lo, hi=min(lo + size, t.hi)) for lo in range(t.lo, t.hi, size)]

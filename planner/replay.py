@@ -30,7 +30,8 @@ def replay_cache(
 ) -> Decisions | None:
     """Replay a cache of homed items until its steady state; what misses at its next use was evicted in the gap before.
 
-    Activations stay while they live, and what is written where no link leads down. None where an operator's working set and the live activations do not fit.
+    Activations stay while they live, and what is written where no link leads down. None where an operator's working
+    set and the live activations do not fit.
     """
     items, steps = instance.items, instance.steps
     users: list[list[int]] = [[] for _ in range(steps)]

@@ -61,5 +61,21 @@ def strategies(names: Iterable[str]) -> list[Strategy]:
 
 def _load_all() -> None:
     """Import the modules that register strategies: here, not on top, as each of them imports this one."""
-    for module in ("stow", "baselines"):
+    for module in (
+        "stow",
+        "recompute",
+        "baselines",
+        "tflite",
+        "cosma",
+        "traffic",
+        "published.offload_all",
+        "published.checkpointing",
+        "published.capuchin",
+        "published.memo",
+        "published.checkmate",
+        "published.poet",
+        "published.flexgen",
+        "published.xla",
+        "published.mallocgame",
+    ):
         import_module(f".{module}", __package__)

@@ -116,6 +116,11 @@ class Highs:
         """Another upper limit of one row."""
         self._highs.changeRowBounds(row, float(self._program.row_lower[row]), upper)
 
+    def set_rows_upper(self, rows: NDArray[np.int64], upper: Floats) -> None:
+        """Other upper limits of some rows."""
+        lower = self._program.row_lower[rows]
+        self._highs.changeRowsBounds(len(rows), rows.astype(np.int32), lower, upper)
+
     def hint(self, columns: Indices, values: Floats) -> None:
         """Values of some columns that an integer search should complete to a first solution."""
         self._highs.setSolution(len(columns), columns, values)

@@ -17,7 +17,7 @@ from .ir.sizes import parse_size
 if TYPE_CHECKING:
     import numpy as np
 
-    from .planner.build import Comparison
+    from .planner.compare import Comparison
     from .workflow import Request
 
 ModelPath = str | os.PathLike[str]
@@ -72,13 +72,25 @@ def compare(
     profile: bool = False,
     time_limit_s: float = 20.0,
     seed: int = 0,
+    seeds: tuple[int, ...] = (),
+    time_limits: Mapping[str, float] | None = None,
+    workers: int = 0,
+    memory_limit_nbytes: int | None = None,
 ) -> Comparison:
-    """Strategies (all by default) on one model, scored by one simulator against one bound."""
+    """Strategies (all by default) on one model, scored by one simulator against one bound.
+
+    Each runs once, with `seed`, or once for each of `seeds`. `time_limits` are seconds by strategy where they differ
+    from `time_limit_s`. With `workers` above 0 each run has a process of its own, that many at a time, and
+    `memory_limit_nbytes` of memory beside what such a process takes by itself; one that hangs or crashes then costs
+    its own row alone. A script that asks for workers does so below `if __name__ == "__main__":`, as they import it.
+    """
+    from .planner.compare import Trials
     from .planner.strategies import strategy_names
     from .workflow import make_comparison
 
+    trials = Trials(seeds or (seed,), dict(time_limits or {}), workers, memory_limit_nbytes)
     request = _request(model, machine, dims, mode, profile, time_limit_s, seed)
-    return make_comparison(request, strategies or strategy_names())
+    return make_comparison(request, strategies or strategy_names(), trials=trials)
 
 
 def _request(

@@ -225,23 +225,72 @@ def compare(
     names: Annotated[str | None, typer.Option("--strategies", metavar="A,B,...", help="Which; default: all.")] = None,
     profile: Profile = False,
     time_limit: TimeLimit = 20.0,
+    limits: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="STRATEGY=S", help="Another time limit for one strategy.")
+    ] = None,
     seed: Seed = 0,
+    seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="Run each strategy with each of these.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Run each this often: seeds from --seed on.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Runs at once, a process each; 0: in this process.")] = 1,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that a run may take beyond what a process begins with.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Exactly the table on stdout, as Markdown.")] = False,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="The table as CSV; -: exactly that on stdout.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score strategies side by side: one simulator, one bound."""
+    from . import report_compare as tables
+    from .planner.compare import Trials
     from .planner.strategies import strategy_names
     from .workflow import make_comparison
 
+    to_stdout = csv_file is not None and str(csv_file) == "-"
+    if as_json + markdown + to_stdout > 1:
+        raise InputError("--json, --markdown and --csv - each want stdout for themselves; give one of them")
+    _check_output(None if to_stdout else csv_file)
+    memory = None if memory_limit is None else parse_size(memory_limit)
+    trials = Trials(_seeds(seed, seeds, repeat), _limits(limits), workers, memory)
     request = _request(model, machine, tier, dim, mode, profile, time_limit, seed)
     chosen = strategy_names() if names is None else tuple(n.strip() for n in names.split(",") if n.strip())
     if not chosen:
         raise InputError(f"--strategies '{names}' names none; there are: {', '.join(strategy_names())}")
-    comparison = make_comparison(request, chosen, report.progress)
+    comparison = make_comparison(request, chosen, report.progress, trials=trials)
     report.done()
+    if csv_file is not None and not to_stdout:
+        tables.write_csv(comparison, request.machine, csv_file)
     if as_json:
-        report.print_json(report.comparison_facts(comparison))
+        report.print_json(tables.comparison_facts(comparison))
+    elif to_stdout:
+        tables.print_csv(comparison, request.machine)
+    elif markdown:
+        tables.print_markdown(comparison, request.machine)
     else:
-        report.print_comparison(comparison, request.machine)
+        tables.print_comparison(comparison, request.machine)
+
+
+def _seeds(first: int, listed: str | None, repeat: int) -> tuple[int, ...]:
+    if listed is None:
+        return tuple(range(first, first + repeat))
+    if repeat > 1:
+        raise InputError(f"--seeds {listed} and --repeat {repeat} both say how often to run; give one of them")
+    try:
+        return tuple(int(text) for text in listed.split(","))
+    except ValueError as error:
+        raise InputError(f"--seeds {listed}: write whole numbers with commas between them, as 0,1,2") from error
+
+
+def _limits(entries: list[str] | None) -> dict[str, float]:
+    return {name: _limit(name, text) for name, text in _pairs(entries, "limit").items()}
+
+
+def _limit(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--limit {name}={text}: write seconds, as {name}=5") from error
 
 
 @app.command()
@@ -300,6 +349,11 @@ def pack(
     capacity: Annotated[str | None, typer.Option(metavar="N", help="Stop at any packing within this size.")] = None,
     time_limit: TimeLimit = 10.0,
     seed: Seed = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.csv", help="An earlier OUT.csv: keep its offsets where that costs nothing."),
+    ] = None,
+    banks: Annotated[int, typer.Option(min=1, help="Memories to spread the buffers over, each of --capacity.")] = 1,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.csv", help="The same with offsets.")
     ] = None,
@@ -310,7 +364,18 @@ def pack(
 
     _check_output(output)
     limit = None if capacity is None else parse_size(capacity)
-    outcome = pack_file(buffers, capacity=limit, time_limit_s=time_limit, seed=seed, output=output)
+    outcome = pack_file(
+        buffers,
+        capacity=limit,
+        time_limit_s=time_limit,
+        seed=seed,
+        output=output,
+        banks=banks,
+        start=start,
+        progress=report.note,
+    )
+    if outcome.detail:
+        report.note(outcome.detail)
     if as_json:
         report.print_json(outcome.facts())
     else:

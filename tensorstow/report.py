@@ -20,7 +20,6 @@ from .ir.sizes import format_size
 if TYPE_CHECKING:
     from .execute import RunReport
     from .pack import Outcome
-    from .planner.build import Comparison
     from .workflow import Planned
 
 WIDTH = 200
@@ -142,54 +141,6 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
         out.print(f"  [dim]{escape(name):<{width}}[/]  {escape(first)}")
         for line in more:
             out.print(f"  {'':<{width}}  {escape(line)}")
-
-
-def comparison_facts(comparison: Comparison) -> dict[str, Any]:
-    """The JSON object of `compare --json`."""
-    rows: list[dict[str, Any]] = []
-    for row in comparison.rows:
-        certificate = row.plan.certificate if row.plan else None
-        rows.append(
-            {
-                "strategy": row.strategy,
-                "status": row.status,
-                "reason": row.reason,
-                "simulated_s": certificate.simulated_s if certificate else None,
-                "gap": certificate.gap if certificate else None,
-                "peak_nbytes": certificate.peak_nbytes if certificate else None,
-                "moved_nbytes": certificate.moved_nbytes if certificate else None,
-                "solve_s": row.solve_s,
-            }
-        )
-    return {"bound_s": comparison.bound.seconds, "bound_kind": comparison.bound.kind, "rows": rows}
-
-
-def print_comparison(comparison: Comparison, machine: Machine) -> None:
-    """Strategies in a table, the fastest first; those without an answer last, with their reason."""
-    tier = machine.units[0].tier
-    table = _table("strategy", "status", "pass", "gap", f"peak {tier}", "moved", "solved in", words=2)
-    answered = sorted(
-        (r for r in comparison.rows if r.plan), key=lambda r: r.plan.certificate.simulated_s if r.plan else 0
-    )
-    for row in answered:
-        certificate = row.plan.certificate if row.plan else None
-        if certificate is not None:
-            table.add_row(
-                row.strategy,
-                row.status,
-                seconds(certificate.simulated_s),
-                percent(certificate.gap),
-                format_size(certificate.peak_nbytes.get(tier, 0)),
-                format_size(sum(certificate.moved_nbytes.values())),
-                seconds(row.solve_s),
-            )
-    for row in (r for r in comparison.rows if r.plan is None):
-        table.add_row(row.strategy, row.status, "-", "-", "-", "-", seconds(row.solve_s))
-    out.print(table)
-    out.print(f"gap: above the bound of {seconds(comparison.bound.seconds)} ({escape(comparison.bound.kind)})")
-    out.print("pass, moved: time and bytes moved of one pass in the steady state")
-    for row in (r for r in comparison.rows if r.plan is None):
-        out.print(f"[dim]{row.strategy}: {escape(row.reason)}[/]")
 
 
 def print_run(found: RunReport) -> None:

@@ -23,7 +23,7 @@ from .ir.program import ModelSource, Program
 from .ir.sizes import format_size
 
 if TYPE_CHECKING:
-    from .planner.build import Comparison
+    from .planner.compare import Comparison, Trials
     from .planner.onnx import Lowered
     from .runtime.onnx_executor import OnnxExecutor
 
@@ -197,20 +197,28 @@ def _with_fixed_part(error: InfeasibleError, fixed: int, limit_nbytes: int) -> I
     )
 
 
-def make_comparison(request: Request, names: tuple[str, ...], progress: Progress = silent) -> Comparison:
-    """Every named strategy on one model, scored by one simulator against one bound."""
-    from .planner.build import compare
+def make_comparison(
+    request: Request, names: tuple[str, ...], progress: Progress = silent, *, trials: Trials | None = None
+) -> Comparison:
+    """Every named strategy on one model, scored by one simulator against one bound; `trials` says how often, and in
+    how many processes."""
+    from .planner.compare import compare
 
-    prepared = prepare(request, progress)
-    progress(f"comparing {len(names)} strategies", 0.0)
-    return compare(
-        prepared.lowered.graph,
-        prepared.machine,
-        names,
-        mode=request.mode,
-        time_limit_s=request.time_limit_s,
-        seed=request.seed,
-    )
+    try:
+        prepared = prepare(request, progress)
+        progress(f"comparing {len(names)} strategies", 0.0)
+        return compare(
+            prepared.lowered.graph,
+            prepared.machine,
+            names,
+            mode=request.mode,
+            time_limit_s=request.time_limit_s,
+            seed=request.seed,
+            trials=trials,
+            progress=progress,
+        )
+    except InfeasibleError as error:
+        raise _with_smallest_budget(error, request, progress) from error
 
 
 def _with_smallest_budget(error: InfeasibleError, request: Request, progress: Progress) -> InfeasibleError:

@@ -9,7 +9,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..linear import ENGINES, Floats, Highs, LinearAnswer, safe_bound
+from ..builder import Columns
+from ..linear import ENGINES, Floats, Highs, LinearAnswer, LinearProgram, safe_bound
 from ..result import Result, Status
 from .bounds import compulsory_bound, round_down
 from .model import Model, build
@@ -44,7 +45,10 @@ def solve_residency(
     if early is not None:
         return early
     model = build(problem)
-    first, second = _two_stages(model, problem, engine, began + time_limit_s)
+    steps, cost = len(problem.durations_ns), _moved_cost(model, problem)
+    first, second = two_stages(
+        model.program, model.column["q"], model.ceiling, steps, cost, engine, began + time_limit_s
+    )
     seconds = time.monotonic() - began
     method = f"LP by {engine}"
     bound = max(compulsory_bound(problem), _bound_ns(problem, model, first.duals))
@@ -83,24 +87,26 @@ def trivial(problem: ResidencyProblem, method: str, began: float) -> Result[Resi
     return Result(Status.OPTIMAL, solution, least, least, time.monotonic() - began, method)
 
 
-def _two_stages(
-    model: Model, problem: ResidencyProblem, engine: str, deadline: float
+def two_stages(
+    program: LinearProgram, waits: Columns, ceiling: int, total: float, cost: Floats, engine: str, deadline: float
 ) -> tuple[LinearAnswer, LinearAnswer | None]:
-    """First the least waiting; then, no more than that, the fewest bytes. The second only if time is left."""
-    program = model.program
+    """First the least waiting; then, no more than that, the least `cost`. The second only if time is left.
+
+    `waits` are the columns of waiting, `ceiling` the row that limits their sum, `total` the time without them in the
+    program's unit.
+    """
     highs = Highs(program) if engine == "highs" else None
     first = highs.solve(deadline - time.monotonic()) if highs else ENGINES[engine](program, deadline - time.monotonic())
     if first.status != Status.OPTIMAL or first.values is None or time.monotonic() >= deadline:
         return first, None
-    total = len(problem.durations_ns) + float(first.values[model.column["q"]].sum())
-    ceiling = float(first.values[model.column["q"]].sum()) + 1e-7 * total
-    cost = _moved_cost(model, problem)
+    waited = float(first.values[waits].sum())
+    limit = waited + 1e-7 * (total + waited)
     if highs:
-        highs.set_row_upper(model.ceiling, ceiling)
+        highs.set_row_upper(ceiling, limit)
         highs.set_cost(cost)
         return first, highs.solve(deadline - time.monotonic())
     row_upper = program.row_upper.copy()
-    row_upper[model.ceiling] = ceiling
+    row_upper[ceiling] = limit
     return first, ENGINES[engine](replace(program, cost=cost, row_upper=row_upper), deadline - time.monotonic())
 
 

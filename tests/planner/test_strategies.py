@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tensorstow.ir.check import check
 from tensorstow.ir.errors import InfeasibleError, InputError, TimeLimitError
 from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
-from tensorstow.planner.build import compare, plan_graph
+from tensorstow.planner.build import plan_graph
+from tensorstow.planner.compare import compare
 from tensorstow.planner.instance import Instance, make_instance
 from tensorstow.planner.place import place
 from tensorstow.planner.realise import realise

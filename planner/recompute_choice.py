@@ -1,0 +1,162 @@
+"""Which operators to call again: candidates by several thoughts, and sequences to take the first so many of."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from ..solvers.residency.recompute import RecomputeSolution
+from ..solvers.residency.recompute_cut import CutProblem, cheapest_makers
+from .recompute_orders import Flow, inside, segments
+
+Chosen = frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Operators that are called again, and by which thought."""
+
+    label: str
+    chosen: Chosen
+
+
+def price_cut(
+    flow: Flow, ns_per_byte: float, own: Mapping[str, float] | None = None, *, only: Set[str] | None = None
+) -> Chosen:
+    """The operators to call again when holding a byte over the turn costs `ns_per_byte`: a minimum cut.
+
+    Exact for the sum of both costs at the turn, in which what is held is held once, whoever reads it. With `own`, each
+    storage costs that many nanoseconds instead, times `ns_per_byte` as a plain factor. With a very high price this is
+    the least memory; PyTorch's partitioner cuts the same graph. `only` these operators may be called again, if given.
+    """
+    ops = flow.order[: flow.turn]
+    storages = list(dict.fromkeys(s for op in ops for s in flow.reads[op] + flow.writes[op]))
+    allowed = flow.repeatable if only is None else flow.repeatable & only
+    makers = [op for op in ops if op in allowed and flow.unchanged(op, flow.last_use(op))]
+    value = {s: n for n, s in enumerate(storages)}
+    number = {op: n for n, op in enumerate(makers)}
+    scale = 1e3  # picoseconds, so that whole numbers still tell prices apart
+
+    def hold(s: str) -> int:
+        free = flow.graph.storage[s].homed or (flow.awaited(s) and flow.maker.get(s) not in number)
+        price = flow.graph.storage[s].nbytes * ns_per_byte if own is None else own.get(s, 0.0) * ns_per_byte
+        return 0 if free else round(price * scale)
+
+    problem = CutProblem(
+        hold=tuple(hold(s) for s in storages),
+        maker=tuple(number.get(flow.maker.get(s, ""), -1) for s in storages),
+        price=tuple(round(flow.duration_of(op) * scale) for op in makers),
+        reads=tuple(tuple(value[s] for s in flow.reads[op]) for op in makers),
+        needed=tuple(value[s] for s in storages if flow.awaited(s)),
+    )
+    _, again = cheapest_makers(problem)
+    return frozenset(makers[m] for m in again)
+
+
+def price_of_all(flow: Flow) -> float:
+    """Nanoseconds per byte at which holding all awaited bytes costs what recomputing everything does."""
+    nbytes = sum(flow.graph.storage[s].nbytes for s in flow.maker if flow.awaited(s))
+    return sum(flow.durations_ns[: flow.turn]) / max(nbytes, 1)
+
+
+def price_cuts(flow: Flow, exponents: Iterable[float], own: Mapping[str, float] | None = None) -> Iterator[Candidate]:
+    """Minimum cuts at `price_of_all` times powers of two."""
+    middle = price_of_all(flow) if own is None else 1.0
+    seen: set[Chosen] = set()
+    for exponent in exponents:
+        chosen = price_cut(flow, middle * 2.0**exponent, own)
+        if chosen not in seen and chosen:
+            seen.add(chosen)
+            yield Candidate(f"cut at 2^{exponent:g}", chosen)
+
+
+def segment_counts(flow: Flow) -> tuple[int, ...]:
+    """Numbers of segments worth trying: the square root of the number of values awaited (Chen et al. 2016), and others
+    around it by halves and doubles."""
+    awaited = sum(flow.awaited(s) for s in flow.maker)
+    root = max(2, round(math.sqrt(awaited)))
+    counts = {2, 3, root // 4, root // 2, root, round(1.5 * root), 2 * root}
+    return tuple(sorted(c for c in counts if 2 <= c <= max(2, awaited)))
+
+
+def checkpoints(flow: Flow, count: int) -> list[Chosen]:
+    """The operators of each of `count` segments that a checkpoint around it gives up, from the first segment on."""
+    parts = segments(flow, count)
+    return [inside(flow, part, last=part is parts[-1]) for part in parts]
+
+
+def closures_by_worth(flow: Flow, depth: int = 3) -> list[Chosen]:
+    """Producers whose inputs are held anyway, or made again by producers up to `depth` calls away, in the order of
+    bytes saved per nanosecond; of equals the earlier, whose results have longer to wait.
+    """
+    held = {s for s in flow.uses if flow.graph.storage[s].homed or flow.awaited(s)}
+
+    def closure(op: str, left: int) -> set[str] | None:
+        found = {op}
+        for s in flow.reads[op]:
+            if s in held:
+                continue
+            maker = flow.maker.get(s)
+            deeper = closure(maker, left - 1) if maker is not None and left > 1 else None
+            if deeper is None:
+                return None
+            found |= deeper
+        return found
+
+    ranked: list[tuple[float, int, set[str]]] = []
+    for op in flow.order[: flow.turn]:
+        nbytes = sum(flow.graph.storage[s].nbytes for s in flow.writes[op] if flow.awaited(s))
+        found = closure(op, depth) if nbytes and op in flow.repeatable else None
+        if found is not None:
+            ranked.append((nbytes / max(1, sum(flow.duration_of(o) for o in found)), flow.step[op], found))
+    ranked.sort(key=lambda r: (-r[0], r[1]))
+    return [frozenset(r[2]) for r in ranked]
+
+
+def closures_by_demand(flow: Flow, prices: list[Chosen]) -> list[Chosen]:
+    """From nested cuts a sequence of single operators: those of the cheaper cut first, each cut's from the first on."""
+    seen: set[str] = set()
+    found: list[Chosen] = []
+    for chosen in prices:
+        for op in sorted(chosen - seen, key=lambda o: flow.step[o]):
+            seen.add(op)
+            found.append(frozenset({op}))
+    return found
+
+
+def rounded(flow: Flow, repeated: Sequence[float]) -> Iterator[Candidate]:
+    """What a program calls again for more than some share."""
+    for threshold in (0.5, 0.25, 0.75):
+        chosen = frozenset(op for op, share in zip(flow.order, repeated, strict=True) if share >= threshold)
+        if chosen:
+            yield Candidate(f"joint program above {threshold:g}", chosen)
+
+
+def by_share(flow: Flow, repeated: Sequence[float]) -> list[Chosen]:
+    """Single operators in the order of the shares in which a program calls them again."""
+    shares = [(-share, t) for t, share in enumerate(repeated) if share > 1e-3]
+    return [frozenset({flow.order[t]}) for _, t in sorted(shares)]
+
+
+def hold_prices(flow: Flow, solution: RecomputeSolution) -> dict[str, float]:
+    """Nanoseconds that holding each storage over the turn costs by the joint program's duals: memory at every check
+    between its last use before and its first behind, or memory, a store, a load, and memory again, whichever is less.
+    """
+    checks, price = solution.checks, solution.price
+    found: dict[str, float] = {}
+    for s in flow.maker:
+        if not flow.awaited(s):
+            continue
+        steps = flow.uses[s]
+        behind = next(t for t in steps if t >= flow.turn)
+        before = max(t for t in steps if t < flow.turn)
+        kept, gone, back = 0.0, math.inf, math.inf  # the least so far: never left; left; left and came back
+        for w in range(bisect_right(checks, before) - 1, bisect_left(checks, behind)):
+            here = price[w] if before < checks[w] < behind else 0.0
+            kept, back = kept + here, back + here
+            gone = min(gone, kept + solution.store_price[w])
+            back = min(back, gone + solution.load_price[w])
+        found[s] = flow.graph.storage[s].nbytes * min(kept, back)
+    return found

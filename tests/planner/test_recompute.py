@@ -1,0 +1,239 @@
+"""Recomputation: orders are right, the joint bound is below every plan, and the strategy is never worse than `stow`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorstow.ir.check import check
+from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
+from tensorstow.ir.machine import Machine
+from tensorstow.ir.plan import Plan
+from tensorstow.planner.instance import Instance, make_instance
+from tensorstow.planner.place import place
+from tensorstow.planner.realise import realise
+from tensorstow.planner.recompute import StowRecompute
+from tensorstow.planner.recompute_bound import flow_of, recompute_bound
+from tensorstow.planner.recompute_choice import checkpoints, closures_by_worth, price_cut, price_cuts
+from tensorstow.planner.recompute_orders import is_random, made_anew, recompute_order, repeatable, repeated
+from tensorstow.planner.recompute_resident import held_nbytes
+from tensorstow.planner.recompute_score import outlook
+from tensorstow.planner.stays import Decisions, make_stays
+from tensorstow.planner.stow import Stow
+from tensorstow.planner.strategies import Effort
+
+from ..graphs import KIB, machine, training
+
+EFFORT = Effort(time_limit_s=6.0)
+
+
+def waiting(*, bulge: int = 96, ns: int = 1000) -> Graph:
+    """x -> make -> a (64 KiB); x -> b -> c -> d, `bulge` KiB each; the last operator reads a and d."""
+    sizes = {"x": 4, "a": 64, "b": bulge, "c": bulge, "d": 4, "y": 4}
+    kinds = {"x": StorageKind.INPUT, "y": StorageKind.OUTPUT}
+    storages = tuple(Storage(s, n * KIB, kinds.get(s, StorageKind.ACTIVATION)) for s, n in sizes.items())
+    tensors = tuple(Tensor(s.id, "uint8", (s.nbytes,), s.id, s.nbytes) for s in storages)
+    calls = (("make", "x", "a"), ("widen", "x", "b"), ("bend", "b", "c"), ("narrow", "c", "d"))
+    operators = tuple(Operator(name, "Any", (i,), (o,), measured_ns=ns) for name, i, o in calls)
+    last = Operator("join", "Any", ("a", "d"), ("y",), measured_ns=ns)
+    return Graph("waiting", storages, tensors, (*operators, last), ("x",), ("y",))
+
+
+def budget(graph: Graph, room: float, rate: float) -> Machine:
+    """A machine with this share of the room between the largest working set and everything."""
+    roomy = make_instance(graph, machine(1 << 40, bytes_per_s=rate))
+    least, most = max(roomy.base_nbytes), roomy.peak_of_all()
+    return machine(least + int(room * (most - least)) + 1, bytes_per_s=rate)
+
+
+# Orders
+
+
+def test_what_may_be_repeated() -> None:
+    graph = training([4 * KIB, 8 * KIB])
+    assert repeatable(graph) == {"f0", "f1", "b0", "b1"} == made_anew(graph)  # updates write what is at home
+    assert is_random(Operator("d", "aten.native_dropout.default", (), ()))
+    assert is_random(Operator("d", "RandomNormalLike", (), ())) and is_random(Operator("d", "Dropout", (), ()))
+    assert is_random(Operator("d", "aten.rand_like", (), ()))
+    assert not is_random(Operator("d", "Gemm", (), ())) and not is_random(Operator("d", "Expand", (), ()))
+
+
+def test_what_is_given_up_is_made_again_just_before_its_use() -> None:
+    instance = make_instance(training([4 * KIB] * 3), machine(1 << 30))
+    flow = flow_of(instance)
+    assert flow.order[flow.turn] == "b2"
+    assert recompute_order(flow, {"f2"}) == ("f0", "f1", "f2", "f2", "b2", "b1", "b0", "u2", "u1", "u0")
+    order = recompute_order(flow, {"f0", "f1"})
+    assert order == ("f0", "f1", "f2", "f0", "f1", "b2", "b1", "b0", "u2", "u1", "u0")
+    assert repeated(flow, order) == {"f0", "f1"}
+    assert recompute_order(flow, {"b1", "u0"}) == flow.order  # behind the turn, and not repeatable
+
+
+def test_nothing_is_made_again_from_what_has_changed() -> None:
+    """The value that waits is read once more after the weight it was made from has been updated."""
+    graph = training([4 * KIB, 4 * KIB])
+    tensors = (*graph.tensors, Tensor("z", "uint8", (KIB,), "z", KIB))
+    storages = (*graph.storages, Storage("z", KIB, StorageKind.OUTPUT))
+    late = Operator("late", "Any", ("a0",), ("z",), measured_ns=1000)
+    graph = Graph("late", storages, tensors, (*graph.operators, late), graph.inputs, (*graph.outputs, "z"))
+    flow = flow_of(make_instance(graph, machine(1 << 30)))
+    order = recompute_order(flow, {"f0"})
+    assert order.index("b1") - 1 == order.index("f0", 1)  # b1 reads a0 before the update: it is made again there
+    assert price_cut(flow, 1e6) <= {"f1"}  # a cut does not count on it for so long
+
+
+# The bound
+
+
+def some_orders(instance: Instance, extra: int) -> Iterator[tuple[str, ...]]:
+    """The order with up to `extra` calls more, anywhere after their first ones, where they read the same bytes."""
+    flow = flow_of(instance)
+    anew = sorted(made_anew(instance.graph))
+    places = [(t, op) for op in anew for t in range(flow.step[op] + 1, len(flow.order) + 1) if flow.unchanged(op, t)]
+    for count in range(extra + 1):
+        for chosen in combinations(places, count):
+            order: list[str] = []
+            for t in range(len(flow.order) + 1):
+                order += [op for at, op in chosen if at == t]
+                order += flow.order[t : t + 1]
+            yield tuple(order)
+
+
+def some_plans(instance: Instance, extra: int, evictions: int) -> Iterator[Plan]:
+    for order in some_orders(instance, extra):
+        posed = make_instance(instance.graph, instance.machine, order=order)
+        gaps = [(g.item, g.before) for g in posed.gaps]
+        for count in range(evictions + 1):
+            for evicted in combinations(gaps, count):
+                decisions = Decisions(frozenset(evicted), {}, prefetch=True)
+                placed = place(posed, make_stays(posed, decisions.evicted), decisions, packing_time_s=1)
+                if placed is not None:
+                    yield realise(posed, placed, "all")
+
+
+@pytest.mark.parametrize(("room", "rate"), [(0.0, 1e8), (0.3, 1e9), (0.5, 3e7), (0.7, 1e9)])
+@pytest.mark.parametrize("graph", [waiting(), training([4 * KIB], activation=16 * KIB, ns=9000)], ids=["skip", "step"])
+def test_no_plan_with_extra_calls_is_below_the_bound(graph: Graph, room: float, rate: float) -> None:
+    box = budget(graph, room, rate)
+    instance = make_instance(graph, box)
+    bounds = [recompute_bound(instance, windows=windows)[0] for windows in (2, 3, 100)]
+    assert bounds[2] >= sum(instance.durations_ns) / 1e9 * (1 - 1e-9)
+    found = 0
+    for plan in some_plans(instance, extra=2, evictions=2):
+        assert plan.certificate.simulated_s >= max(bounds) * (1 - 1e-9)
+        found += 1
+    assert found or room == 0.0
+
+
+def test_the_bound_is_met_where_recomputing_is_all_that_helps() -> None:
+    """Nothing of `a` fits beside b and c, and the link is far too slow: one more call of `make`, no less."""
+    graph = waiting()
+    box = machine(192 * KIB, bytes_per_s=1e3)
+    instance = make_instance(graph, box)
+    seconds, kind = recompute_bound(instance)
+    assert seconds == pytest.approx(6e-6, rel=1e-4) and "any recomputation" in kind
+    plan = StowRecompute().plan(instance, EFFORT)
+    assert not check(plan, graph, box)
+    assert plan.certificate.simulated_s == pytest.approx(6e-6)
+    assert [s.op for s in plan.steps].count("make") == 2
+
+
+def test_more_memory_and_faster_links_never_raise_the_bound() -> None:
+    graph = training([4 * KIB] * 3, activation=32 * KIB, ns=20_000)
+    by_room = [recompute_bound(make_instance(graph, budget(graph, room, 1e9)))[0] for room in (0.0, 0.3, 0.6, 1.0)]
+    assert all(a >= b * (1 - 1e-6) for a, b in pairwise(by_room))
+    assert by_room[0] > by_room[-1] * 1.01
+    by_rate = [recompute_bound(make_instance(graph, budget(graph, 0.2, rate)))[0] for rate in (1e8, 1e9, 1e11)]
+    assert by_rate[0] > by_rate[1] * 1.01 and by_rate[1] >= by_rate[2] * (1 - 1e-6)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Graph:
+    """Random programs with long waits: operators read a recent value, and any earlier one."""
+    count = draw(st.integers(3, 8))
+    storages = [Storage("x", draw(st.integers(1, 8)) * KIB, StorageKind.INPUT)]
+    storages.append(Storage("w", draw(st.integers(1, 16)) * KIB, StorageKind.WEIGHT, blob="w"))
+    operators: list[Operator] = []
+    values = ["x"]
+    for i in range(count):
+        reads = {values[-1], draw(st.sampled_from(values))}
+        weights = ("w",) if draw(st.booleans()) else ()
+        made = [f"v{i}{k}" for k in range(draw(st.integers(1, 2)))]
+        storages += [Storage(v, draw(st.integers(1, 40)) * KIB, StorageKind.ACTIVATION) for v in made]
+        ns = draw(st.integers(100, 50_000))
+        operators.append(Operator(f"op{i}", "Any", (*sorted(reads), *weights), tuple(made), measured_ns=ns))
+        values += made
+    tensors = tuple(Tensor(s.id, "uint8", (s.nbytes,), s.id, s.nbytes) for s in storages)
+    return Graph("random", tuple(storages), tensors, tuple(operators), ("x",), (values[-1],))
+
+
+@settings(deadline=None, max_examples=25)
+@given(steps(), st.floats(0.0, 1.0), st.sampled_from([3e7, 1e9, 3e10]), st.integers(2, 9))
+def test_plans_are_right_and_above_the_bound(graph: Graph, room: float, rate: float, windows: int) -> None:
+    box = budget(graph, room, rate)
+    instance = make_instance(graph, box)
+    flow = flow_of(instance)
+    fine, coarse = (recompute_bound(instance, windows=w)[0] for w in (100, windows))
+    sets = [c.chosen for c in price_cuts(flow, (-2, 0, 2))] + closures_by_worth(flow)[:2] + checkpoints(flow, 2)
+    for chosen in [frozenset[str](), *sets]:
+        posed = make_instance(graph, box, order=recompute_order(flow, chosen))
+        assert held_nbytes(instance, flow, chosen) == posed.peak_of_all()
+        nothing = Decisions(frozenset(), {}, prefetch=False)
+        everything = Decisions(frozenset((g.item, g.before) for g in posed.gaps), {}, prefetch=True)
+        for decisions in (nothing, everything):
+            placed = place(posed, make_stays(posed, decisions.evicted), decisions, packing_time_s=1)
+            if placed is None:
+                continue
+            plan = realise(posed, placed, "candidate")
+            assert not check(plan, graph, box)
+            assert plan.certificate.simulated_s >= max(fine, coarse) * (1 - 1e-9)
+
+
+# The strategy
+
+
+@pytest.mark.parametrize(
+    ("layers", "activation"), [([4 * KIB] * 4, 32 * KIB), ([4 * KIB, 16 * KIB, 8 * KIB], 16 * KIB)]
+)
+@pytest.mark.parametrize("room", [0.2, 0.5])
+def test_never_worse_than_stow(layers: list[int], activation: int, room: float) -> None:
+    graph = training(layers, activation=activation, ns=20_000)
+    box = budget(graph, room, 2e9)
+    instance = make_instance(graph, box)
+    plain = Stow().plan(instance, EFFORT).certificate.simulated_s
+    plan = StowRecompute().plan(instance, EFFORT)
+    assert not check(plan, graph, box) and plan.strategy == "stow-recompute"
+    assert recompute_bound(instance)[0] * (1 - 1e-9) <= plan.certificate.simulated_s <= plain * (1 + 1e-9)
+
+
+def test_recomputation_is_found_where_swapping_is_slow() -> None:
+    graph = training([4 * KIB] * 4, activation=64 * KIB, ns=20_000)
+    instance = make_instance(graph, budget(graph, 0.6, 3e8))
+    plain = Stow().plan(instance, EFFORT).certificate.simulated_s
+    plan = StowRecompute().plan(instance, EFFORT)
+    assert plan.certificate.simulated_s < 0.9 * plain
+    assert len(plan.steps) > instance.steps
+
+
+def test_the_outlook_of_what_fits_is_its_computing() -> None:
+    instance = make_instance(training([4 * KIB] * 3), machine(1 << 30))
+    found = outlook(instance)
+    assert found.compute_ns == sum(instance.durations_ns) == pytest.approx(found.least_ns)
+
+
+def test_every_subset_of_a_small_step_can_be_realised() -> None:
+    """Any set of operators gives a right plan where memory is ample: what is chosen is made again, or not needed."""
+    graph = training([4 * KIB] * 3)
+    box = machine(1 << 30)
+    flow = flow_of(make_instance(graph, box))
+    nothing = Decisions(frozenset(), {}, prefetch=False)
+    for bits in product((0, 1), repeat=3):
+        order = recompute_order(flow, {f"f{i}" for i in range(3) if bits[i]})
+        assert repeated(flow, order) == {f"f{i}" for i in range(3) if bits[i]}
+        posed = make_instance(graph, box, order=order)
+        placed = place(posed, make_stays(posed, frozenset()), nothing, packing_time_s=1)
+        assert placed is not None and not check(realise(posed, placed, "all"), graph, box)
