@@ -124,7 +124,7 @@ class Instance:
     @property
     def solver_gaps(self) -> tuple[Gap, ...]:
         """The gaps for a solver: those of `gaps`, then pauses in which nothing can leave but some of it be stored."""
-        own = tuple(Gap(g.item, self._payload(g.item), g.start, g.end, g.clean) for g in self.gaps)
+        own = tuple(Gap(g.item, self._payload(g.item), g.start, g.end, g.clean, self._written(g)) for g in self.gaps)
         return own + self._pauses_of_none()
 
     def _payload(self, item: int) -> int:
@@ -135,7 +135,12 @@ class Instance:
         """Adjacent uses of what is dirty, after the gaps proper: nothing can leave there, but it may be stored
         meanwhile, and the bound must allow for that."""
         pauses = (g for g in self._pauses if g.end == g.start + 1 and not g.clean)
-        return tuple(Gap(g.item, self._payload(g.item), g.start, g.end, clean=False) for g in pauses)
+        return tuple(Gap(g.item, self._payload(g.item), g.start, g.end, False, self._written(g)) for g in pauses)
+
+    def _written(self, gap: ItemGap) -> bool:
+        """Whether the item is written for the last time in a pass at the step where the gap begins."""
+        writes = self.items[gap.item].writes
+        return bool(writes) and gap.start == writes[-1]
 
     @cached_property
     def _pauses(self) -> tuple[ItemGap, ...]:

@@ -36,7 +36,7 @@ def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan
             before = p.stay.first + shift
             loads.append(Transfer(item.storage, p.lo, hi, instance.home.name, instance.fast.name, start, before))
         if p.stay.stores:
-            after, before = p.stay.last + 1, p.end
+            after, before = p.stay.written, p.end
             back = after // instance.steps * instance.steps if item.homed else 0
             stores.append(
                 Transfer(item.storage, p.lo, hi, instance.fast.name, instance.home.name, after - back, before - back)

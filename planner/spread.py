@@ -18,7 +18,7 @@ from ..solvers.landing import LOWEST, RING, land, segments
 from .instance import Instance
 from .round import PART_NBYTES
 from .stays import Decisions, Landing, Placed
-from .timetable import Clock, Ints, is_reserved, pauses_before
+from .timetable import Clock, Ints, is_reserved, pauses_before, store_job
 
 _RULES = {Landing.LOWEST: LOWEST, Landing.RING: RING}
 
@@ -213,7 +213,7 @@ class _Yard:
         """Let what is stored keep its place until that can be done, as far as others leave it the place."""
         pieces = self.pieces
         placed = [i for i in stores if pieces[i].offset >= 0]
-        done = self.clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in placed])
+        done = self.clock.earliest_ends([store_job(i, pieces[i]) for i in placed])
         for i in placed:
             self.end_at(i, max(pieces[i].end, min(done.get(i, 0), self.free_until(i))))
 

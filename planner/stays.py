@@ -15,8 +15,8 @@ class Stay:
     """Bytes [`lo`, `hi`) of item `item` must be in the fast tier from step `first` through step `last`.
 
     `last` may lie in the next pass. `loads`: they come by a transfer that must be complete at instant `first`, else
-    they are made there. `stores`: they are dirty, and must be stored from instant `last` + 1 on. `always`: they never
-    leave.
+    they are made there. `stores`: they are dirty, and must be stored; that may begin at instant `written`, after the
+    last step of the stay that writes them, and must when it ends. `always`: they never leave.
     """
 
     item: int
@@ -27,6 +27,7 @@ class Stay:
     loads: bool = False
     stores: bool = False
     always: bool = False
+    written: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -129,8 +130,9 @@ def _homed_stays(whole: Stay, item: Item, cuts: list[int], steps: int) -> list[S
         first = item.touches[(previous + 1) % len(item.touches)]
         last = item.touches[cut]
         last += steps if last < first else 0
-        written = any(first <= w <= last or first <= w + steps <= last for w in item.writes)
-        stays.append(Stay(i, lo, hi, first, last, loads=True, stores=written))
+        inside = [w for turn in (0, steps) for w in (v + turn for v in item.writes) if first <= w <= last]
+        written = max(inside, default=-1) + 1
+        stays.append(Stay(i, lo, hi, first, last, loads=True, stores=bool(inside), written=written))
     return stays
 
 
@@ -141,7 +143,18 @@ def _made_stays(whole: Stay, item: Item, cuts: list[int]) -> list[Stay]:
         first, last = item.touches[begin], item.touches[cut]
         leaves = cut != len(item.touches) - 1
         dirty = stored_at < 0 or any(stored_at < w <= last for w in item.writes)
-        stays.append(Stay(whole.item, whole.lo, whole.hi, first, last, loads=begin > 0, stores=leaves and dirty))
+        stays.append(
+            Stay(
+                whole.item,
+                whole.lo,
+                whole.hi,
+                first,
+                last,
+                loads=begin > 0,
+                stores=leaves and dirty,
+                written=max((w for w in item.writes if w <= last), default=first) + 1,
+            )
+        )
         stored_at = last if leaves and dirty else stored_at
         begin = cut + 1
     return stays

@@ -7,6 +7,7 @@ later would be late, what comes earlier lies about.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Deci
         return
     steps = instance.steps
     room = dict(pauses_before(pieces, steps).values())
-    done = clock.earliest_ends([(i, pieces[i].stay.last + 1, pieces[i].nbytes) for i in stores])
+    done = clock.earliest_ends([store_job(i, pieces[i]) for i in stores])
     free = room_nbytes - _live(pieces, steps)
     for i in stores:
         end = pieces[i].stay.last + 1
@@ -74,6 +75,11 @@ def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Deci
             free[end % steps] -= pieces[i].nbytes
             end += 1
         pieces[i].end = end
+
+
+def store_job(i: int, piece: Placed) -> tuple[int, int, int, int]:
+    """A store for `Clock.earliest_ends`."""
+    return i, piece.stay.written, piece.stay.last + 1, piece.nbytes
 
 
 def _live(pieces: Sequence[Placed], steps: int) -> Ints:
@@ -144,19 +150,36 @@ class Clock:
                 wanted[i] = following - shift
         return wanted
 
-    def earliest_ends(self, stores: Sequence[tuple[int, int, int]]) -> dict[int, int]:
-        """For (id, instant, bytes) in order: the instant at which each store can be complete at the earliest, when they
-        run one after another at the link's rate; what is under way at the end of a pass delays the next one's."""
+    def earliest_ends(self, stores: Sequence[tuple[int, int, int, int]]) -> dict[int, int]:
+        """For (id, instant from which it may run, instant at which it should be done, bytes): the instant at which each
+        store can be complete, when they run one after another at the link's rate, the most urgent first; what is under
+        way at the end of a pass delays the next one's."""
         instance = self.instance
         link = instance.machine.link.get((instance.fast.name, instance.home.name))
-        steps = instance.steps
-        free = -self.pass_ns
+        if link is None:
+            return {}
+        jobs = sorted(
+            (
+                turn * self.pass_ns + self.time_of(since),
+                turn * self.pass_ns + self.time_of(due),
+                link.busy_ns(n),
+                i,
+                turn,
+            )
+            for turn in (-1, 0)
+            for i, since, due, n in stores
+        )
         done: dict[int, int] = {}
-        for shift in (-self.pass_ns, 0):
-            for i, instant, nbytes in stores if link else ():
-                turn, step = divmod(instant - 1, steps)
-                end = shift + turn * self.pass_ns + int(self.ends[step])
-                free = max(free, end) + (link.busy_ns(nbytes) if link else 0)
-                turn, within = divmod(free, max(self.pass_ns, 1))
-                done[i] = turn * steps + int(np.searchsorted(self.instants, within, side="left"))
+        ready: list[tuple[int, int, int, int]] = []
+        now, at = 0, 0
+        while at < len(jobs) or ready:
+            now = jobs[at][0] if not ready and now < jobs[at][0] else now
+            while at < len(jobs) and jobs[at][0] <= now:
+                _, due, took, i, turn = jobs[at]
+                heappush(ready, (due, i, took, turn))
+                at += 1
+            _, i, took, turn = heappop(ready)
+            now += took
+            if turn == 0:
+                done[i] = self.instant_at(now - 1) + 1
         return done

@@ -47,8 +47,8 @@ class Model:
 class _Data:
     """The problem in scaled floats, gaps as arrays.
 
-    `chains`: the dirty gaps of each item that is made within the pass, in their order; `cycles`: those of each item
-    that lasts from pass to pass. `windows`: the steps from whose end, and by whose end, what a y stores is stored.
+    `chains`: the dirty gaps of each item, in their order from the write on. `windows`: the steps from whose end, and by
+    whose end, what a y stores is stored; the latter may lie in the next pass.
     """
 
     problem: ResidencyProblem
@@ -65,7 +65,6 @@ class _Data:
     early: tuple[int, ...]
     windows: dict[int, tuple[int, int]]
     chains: tuple[tuple[int, ...], ...]
-    cycles: tuple[tuple[int, ...], ...]
     byte_unit: float
     ns_unit: float
 
@@ -112,11 +111,15 @@ def _scaled(problem: ResidencyProblem) -> _Data:
     items: dict[int, list[int]] = {}
     for g in sorted(dirty, key=lambda g: problem.gaps[g].start):
         items.setdefault(problem.gaps[g].item, []).append(g)
-    lasting = {i for i, chain in items.items() if any(problem.gaps[g].end >= steps for g in chain)}
-    chains = tuple(tuple(chain) for i, chain in items.items() if i not in lasting)
-    cycles = tuple(tuple(chain) for i, chain in items.items() if i in lasting)
-    windows = {g: (problem.gaps[g].start, problem.gaps[h].start) for chain in chains for g, h in pairwise(chain)}
-    windows |= {cycle[0]: (-1, steps - 1) for cycle in cycles}
+    chains = tuple(_from_write_on(problem, chain) for chain in items.values())
+    windows = {
+        g: (
+            problem.gaps[g].start,
+            problem.gaps[h].start + (steps if problem.gaps[h].start < problem.gaps[g].start else 0),
+        )
+        for chain in chains
+        for g, h in pairwise(chain)
+    }
     gaps = tuple(
         g for g, gap in enumerate(problem.gaps) if gap.nbytes > 0 and (gap.end > gap.start + 1 or gap.start < 0)
     )
@@ -135,10 +138,18 @@ def _scaled(problem: ResidencyProblem) -> _Data:
         early=tuple(windows),
         windows=windows,
         chains=chains,
-        cycles=cycles,
         byte_unit=byte_unit,
         ns_unit=ns_unit,
     )
+
+
+def _from_write_on(problem: ResidencyProblem, chain: list[int]) -> tuple[int, ...]:
+    """The dirty gaps of an item; those of one that lasts from pass to pass from its last write on."""
+    steps = len(problem.durations_ns)
+    if not any(problem.gaps[g].end >= steps for g in chain):
+        return tuple(chain)
+    first = max((n for n, g in enumerate(chain) if problem.gaps[g].written), default=len(chain) - 1)
+    return (*chain[first:], *chain[:first])
 
 
 def _length(gap: Gap) -> int:
@@ -149,7 +160,7 @@ def _columns(builder: ProgramBuilder, data: _Data) -> dict[str, Columns]:
     """All columns, each with finite limits that lose no optimum, so that any duals give a bound."""
     steps, room = data.steps, np.maximum(data.room, 0.0)
     moved = float(data.size[list(data.gaps)].sum())
-    kept_dirty = float(data.size[[g for chain in data.chains + data.cycles for g in chain]].sum())
+    kept_dirty = float(data.size[[g for chain in data.chains for g in chain]].sum())
     # Whatever is moved, waits longer than all of it takes one after another can be shortened.
     longest = moved / data.load_rate if data.load_rate > 0 else 0.0
     longest += 2 * kept_dirty / data.store_rate if data.store_rate > 0 else 0.0
@@ -240,8 +251,7 @@ def _pending(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -
 def _stored_before_dropped(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -> None:
     """z_g <= e_g; y_g <= 1 - e_g; e_g <= z_g + the sum of z and y over the earlier gaps of the item.
 
-    For an item that lasts from pass to pass and is written in each: e_g <= the sum of z over all its gaps + y, since a
-    store in whatever gap, or at whatever time it is kept, serves those after it until the next write.
+    Earlier is what follows the write: for an item that lasts from pass to pass its gaps begin there.
     """
     z = dict(zip(data.dirty, column["z"], strict=True))
     y = dict(zip(data.early, column["y"], strict=True))
@@ -249,8 +259,7 @@ def _stored_before_dropped(builder: ProgramBuilder, data: _Data, column: dict[st
     both = builder.add_rows(len(data.dirty), 0.0, math.inf)
     builder.put(both, e[list(data.dirty)], 1.0)
     builder.put(both, column["z"], -1.0)
-    lasting = {g for cycle in data.cycles for g in cycle}
-    kept = [g for g in data.early if e[g] >= 0 and g not in lasting]
+    kept = [g for g in data.early if e[g] >= 0]
     rows = builder.add_rows(len(kept), -math.inf, 1.0)
     builder.put(rows, e[kept], 1.0)
     builder.put(rows, np.array([y[g] for g in kept], dtype=np.int64), 1.0)
@@ -274,35 +283,32 @@ def _stored_before_dropped(builder: ProgramBuilder, data: _Data, column: dict[st
                 if clean is not None:
                     builder.put(row, clean, 1.0)
 
-    for cycle in data.cycles:
-        stores = np.array([z[g] for g in cycle if g in z] + [y[cycle[0]]], dtype=np.int64)
-        for g in (g for g in cycle if e[g] >= 0):
-            row = builder.add_rows(1, 0.0, math.inf)
-            builder.put(np.repeat(row, len(stores)), stores, 1.0)
-            builder.put(row, e[[g]], -1.0)
-
 
 def _stored_ahead(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -> None:
     """Bytes s_g y_g are free to be stored from the end of step a_g, and must be by the end of step n_g.
 
-    n_g is the step where the item's next gap begins; what lasts from pass to pass may be stored at any time. K_t, what is between the two, by differences; Y_t = Y_(t-1) +
-    sum of s_g y_g with a_g = t-1 - u_t - U_t; Y_t <= K_t - sum of s_g y_g with n_g = t.
+    n_g is the step where the item's next gap begins, maybe in the next pass. K_t, what is between the two, by
+    differences, step 0 by what is around it; Y_t = Y_(t-1) + sum of s_g y_g with a_g = t-1 - u_t - U_t; Y_t <= K_t -
+    sum of s_g y_g with n_g = t.
     """
-    early = np.array(data.early, dtype=np.int64)
-    size = data.size[early]
+    steps = data.steps
+    size = data.size[np.array(data.early, dtype=np.int64)]
     since, until = np.array([data.windows[g] for g in data.early], dtype=np.int64).T
+    begin, ended = (since + 1) % steps, until + 1
+    wraps = (until >= steps) & (since + 1 < steps)
+    inner = np.where(until >= steps, ended - steps, ended) < steps
     under_way = _difference(builder, data, column["K"], cyclic=False)
-    builder.put(under_way[since + 1], column["y"], -size)
-    inner = until + 1 < data.steps
-    builder.put(under_way[until[inner] + 1], column["y"][inner], size[inner])
-    left = _difference(builder, data, column["Y"], cyclic=False)
+    builder.put(under_way[begin], column["y"], -size)
+    builder.put(under_way[np.zeros(int(wraps.sum()), dtype=np.int64)], column["y"][wraps], -size[wraps])
+    builder.put(under_way[ended[inner] % steps], column["y"][inner], size[inner])
+    left = _difference(builder, data, column["Y"], cyclic=bool(wraps.any()))
     builder.put(left, column["u"], 1.0)
     builder.put(left, column["U"], 1.0)
-    builder.put(left[since + 1], column["y"], -size)
-    done = builder.add_rows(data.steps, 0.0, math.inf)
+    builder.put(left[begin], column["y"], -size)
+    done = builder.add_rows(steps, 0.0, math.inf)
     builder.put(done, column["K"], 1.0)
     builder.put(done, column["Y"], -1.0)
-    builder.put(done[until], column["y"], -size)
+    builder.put(done[until % steps], column["y"], -size)
 
 
 def _capacity(builder: ProgramBuilder, data: _Data, column: dict[str, Columns]) -> tuple[Columns, Columns]:

@@ -12,8 +12,9 @@ class Gap:
     `clean`: a copy lies below whenever the gap begins, so that dropping it needs no store. Otherwise what is dropped
     must be stored, unless it was during an earlier gap of the same item in the same pass.
 
-    An item with a dirty gap that reaches into the next pass is written in every pass: what is dropped of it in any of
-    its dirty gaps must be stored once a pass, at any time.
+    An item with a dirty gap that reaches into the next pass is written in every pass, last at the start of the gap that
+    is marked `written` (of the one that reaches over, if none is); what is dropped of it in any dirty gap must be
+    stored between that write and then.
 
     In a periodic problem `end` may reach T and beyond: step `end` - T of the next pass; an item used once a pass has a
     gap (a, a + T). In other problems `start` may be -1: the item lies below when the pass begins and must be loaded.
@@ -27,6 +28,7 @@ class Gap:
     start: int
     end: int
     clean: bool
+    written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
