@@ -50,7 +50,7 @@ _MACHINE = Machine(
 )
 
 # Any right plan does here: no time is spent on a faster one.
-_ANY_PLAN = Stow(search_s=0.1)
+_ANY_PLAN = Stow(search_share=0.005)
 _EFFORT = Effort(time_limit_s=0.5, seed=0)
 
 Array = np.ndarray[Any, Any]

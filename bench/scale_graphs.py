@@ -21,11 +21,15 @@ class _Writer:
 
     storages: list[Storage] = field(default_factory=list[Storage])
     versions: list[Tensor] = field(default_factory=list[Tensor])
+    homed_nbytes: dict[str, int] = field(default_factory=dict[str, int])
     operators: list[Operator] = field(default_factory=list[Operator])
 
     def add(self, name: str, nbytes: int, kind: StorageKind) -> str:
         """A storage, homed ones in a blob of their own."""
-        self.storages.append(Storage(name, nbytes, kind, blob=name if kind in HOMED_KINDS else None))
+        homed = kind in HOMED_KINDS
+        self.storages.append(Storage(name, nbytes, kind, blob=name if homed else None))
+        if homed:
+            self.homed_nbytes[name] = nbytes
         return name
 
     def weight(self, name: str, nbytes: int) -> str:
@@ -40,8 +44,8 @@ class _Writer:
 
     def update(self, name: str, inputs: Sequence[str], written: Sequence[str], ns: int) -> None:
         """An operator that writes in place: a new version of each storage in `written`."""
-        size = {s.id: s.nbytes for s in self.storages if s.id in written}
-        self.versions += [Tensor(f"{s}'", "uint8", (size[s],), s, size[s]) for s in written]
+        sizes = [self.homed_nbytes[s] for s in written]
+        self.versions += [Tensor(f"{s}'", "uint8", (n,), s, n) for s, n in zip(written, sizes, strict=True)]
         self.operators.append(Operator(name, "Update", tuple(inputs), tuple(f"{s}'" for s in written), measured_ns=ns))
 
     def graph(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:

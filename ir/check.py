@@ -15,7 +15,7 @@ from .graph import Graph, Storage
 from .machine import Machine
 from .plan import Plan, Residency, Transfer
 from .simulate import simulate
-from .uses import Uses, storage_uses
+from .uses import Uses, boundary_storages, storage_uses
 
 TIME_TOLERANCE = 1e-6  # relative: seconds in a certificate are rounded nanoseconds
 
@@ -145,8 +145,7 @@ def _check_storage(
     total = len(plan.steps)
     stays = plan.residencies_of.get(storage.id, ())
     tiers = {u.name: u.tier for u in machine.units}
-    is_input = storage.id in graph.storages_of(graph.inputs)
-    is_output = storage.id in graph.storages_of(graph.outputs)
+    is_input, is_output = (storage.id in ids for ids in boundary_storages(graph))
     needed = [(step, tiers[plan.steps[step].unit]) for step in uses.touches]
     compute_tier = tiers[plan.steps[0].unit] if plan.steps else machine.units[0].tier
     if is_input and total:

@@ -18,10 +18,23 @@ from .errors import InputError
 T = TypeVar("T")
 
 
+_PLAIN = frozenset({str, int, bool, NoneType})
+
+
+@cache
+def _field_names(cls: type) -> tuple[str, ...] | None:
+    """Names of the fields of a dataclass, None for other types; a graph has hundreds of thousands of few types."""
+    return tuple(f.name for f in fields(cls)) if is_dataclass(cls) else None
+
+
 def to_json(value: object) -> Any:
     """`value` as lists, dicts, strings and numbers. Bytes become base64; NaN and infinity are refused."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    names = _field_names(kind)
+    if names is not None:
+        return {name: to_json(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, bytes):
@@ -41,8 +54,24 @@ def dumps(value: object) -> bytes:
 
 
 def digest(value: object) -> str:
-    """SHA-256 of the canonical JSON, in hexadecimal."""
-    return hashlib.sha256(dumps(value)).hexdigest()
+    """SHA-256 of the canonical JSON, in hexadecimal.
+
+    Remembered with a value that cannot change: a frozen dataclass of other fields than dicts.
+    """
+    lasting = _lasting(type(value)) and hasattr(value, "__dict__")
+    if lasting and "_digest" in vars(value):
+        return cast("str", vars(value)["_digest"])
+    found = hashlib.sha256(dumps(value)).hexdigest()
+    if lasting:
+        vars(value)["_digest"] = found  # as functools.cached_property does
+    return found
+
+
+@cache
+def _lasting(cls: type) -> bool:
+    if not is_dataclass(cls) or not cast("Any", cls).__dataclass_params__.frozen:
+        return False
+    return not any(get_origin(_hints(cls)[f.name]) is dict for f in fields(cls))
 
 
 def loads(content: bytes, where: str) -> Any:

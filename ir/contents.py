@@ -19,7 +19,7 @@ from itertools import pairwise
 from .chains import holds, occurrence, permanent
 from .graph import Graph, Storage
 from .plan import Plan, Residency, Transfer
-from .uses import Uses
+from .uses import Uses, boundary_storages
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def check_contents(
     """Every step finds the content it needs, every transfer has a source with content, a place, and leaves it whole."""
     stays = plan.residencies_of.get(storage.id, ())
     makers = [plan.steps[w].op for w in uses.writes]
-    is_input = storage.id in graph.storages_of(graph.inputs)
+    is_input = storage.id in boundary_storages(graph)[0]
     made_anew = len(set(makers)) == 1 and not storage.homed and not is_input
     if not made_anew and len(set(makers)) < len(makers):
         twice = next(op for i, op in enumerate(makers) if op in makers[:i])
@@ -164,13 +164,11 @@ def check_contents(
 
 def _needed(plan: Plan, graph: Graph, storage: Storage, uses: Uses, *, made_anew: bool) -> list[tuple[int, bool]]:
     """(step, at its end) wherever the content matters: where it is read, and where a write must find the one before."""
-    changes = set(uses.writes if storage.homed else uses.writes[1:])
-    steps = [
-        (t, False)
-        for t in uses.touches
-        if storage.id in graph.reads(graph.operator[plan.steps[t].op]) or (not made_anew and t in changes)
-    ]
-    if storage.id in graph.storages_of(graph.outputs) and plan.steps:
+    matters = set(uses.reads)
+    if not made_anew:
+        matters.update(uses.writes if storage.homed else uses.writes[1:])
+    steps = [(t, False) for t in uses.touches if t in matters]
+    if storage.id in boundary_storages(graph)[1] and plan.steps:
         steps.append((len(plan.steps) - 1, True))
     return steps
 

@@ -14,6 +14,8 @@ from ..solvers.bounds import Flow, Traffic, Value, order_free_traffic
 from .bounds_tiled import Tiled, tiled_operators
 from .costs import duration_ns
 from .instance import Instance, make_instance
+from .levels_bound import tiered_bound
+from .recompute_bound import recompute_bound
 from .validate import predecessors
 
 
@@ -36,6 +38,7 @@ class Scope:
 
 ANY_ORDER = Scope(other_orders=True)
 ANY_ORDER_AND_TIERS = Scope(other_orders=True, other_tiers=True)
+REPEATS = Scope(repeats=True)
 ANY_REPEATS = Scope(other_orders=True, repeats=True)
 ANY_REPEATS_AND_TIERS = Scope(other_orders=True, repeats=True, other_tiers=True)
 ANY = Scope(True, True, True, True)
@@ -126,7 +129,12 @@ def bound_of_plan(plan: Plan, instance: Instance, given: Bound, *, time_limit_s:
         order = tuple(s.op for s in plan.steps)
         own = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
         return find_bound(own, time_limit_s=time_limit_s)
-    return find_bound(instance, time_limit_s=time_limit_s, scope=needed)
+    otherwise = find_bound(instance, time_limit_s=time_limit_s, scope=needed)
+    first_calls = tuple(dict.fromkeys(s.op for s in plan.steps))
+    if first_calls == instance.order and not (needed.other_tiers or needed.other_units or instance.middle):
+        joint = Bound(*recompute_bound(instance, time_limit_s=time_limit_s), scope=REPEATS)
+        return max(otherwise, joint, key=lambda b: b.seconds)
+    return otherwise
 
 
 def common_bound(own: Iterable[Bound], otherwise: Bound) -> Bound:
@@ -173,6 +181,10 @@ def _of_this_order(instance: Instance, time_limit_s: float) -> Iterator[Bound]:
     """The residency LP, which includes the transfers that the order makes compulsory."""
     if not instance.gaps:
         return
+    if instance.middle:
+        joint = tiered_bound(instance, time_limit_s)
+        if joint is not None:
+            yield Bound(*joint)
     result = instance.relax(instance.capacity_nbytes, time_limit_s=time_limit_s)
     if result.bound is not None:
         kind = f"residency LP: any plan of {order_name(instance)}, {_tiers(instance)}, any store times"

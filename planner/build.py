@@ -10,6 +10,7 @@ from ..ir.machine import Machine
 from ..ir.plan import Certificate, Plan
 from .bounds import ROUNDING, Bound, bound_of_plan, find_bound
 from .instance import Instance, make_instance
+from .levels import plan_levels
 from .strategies import Effort, Strategy, strategies
 from .validate import validate
 
@@ -41,7 +42,7 @@ def run_strategy(strategy: Strategy, instance: Instance, bound: Bound, effort: E
 
 def run_with_bound(strategy: Strategy, instance: Instance, bound: Bound, effort: Effort) -> tuple[Plan, Bound]:
     """As `run_strategy`, with the bound that the plan is judged by."""
-    return judge(strategy.plan(instance, effort), instance, bound, time_limit_s=effort.time_limit_s)
+    return judge(plan_levels(strategy, instance, effort), instance, bound, time_limit_s=effort.time_limit_s)
 
 
 def judge(plan: Plan, instance: Instance, bound: Bound, *, time_limit_s: float) -> tuple[Plan, Bound]:

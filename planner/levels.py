@@ -29,13 +29,13 @@ from .levels_lower import Lowered, lower, tightened, times_of
 from .levels_visits import Parcel, holds_of
 from .strategies import Effort, Strategy
 
-CUTS = (0.02, 0.05, 0.01, 0.1, 0.2, 0.4)
+CUTS = (0.02, 0.05, 0.01, 0.1, 0.15, 0.2, 0.3, 0.4)
 """Shares of a middle tier left to what passes through it, tried first."""
 
 SMALLER = (0.0, 0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 0.9)
 """Parts of a middle tier that a cache gives up, one after another, until its parcels find addresses."""
 
-PACE_SPARE = 0.02
+PACES = (0.02, 0.15)
 """How much faster than the fluid optimum needs it the link of a slowed upper plan is."""
 
 ROUNDS = 3
@@ -45,11 +45,12 @@ ROUNDS = 3
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a middle tier is planned: the share left to what passes through it; whether weights are divided evenly;
-    which pages are taken first."""
+    which pages are taken first; whether fills begin ahead of their loads."""
 
     cut: float = 0.02
     even: bool = True
     oldest: bool = False
+    early: bool = True
 
 
 def plan_levels(strategy: Strategy, instance: Instance, effort: Effort) -> Plan:
@@ -76,27 +77,30 @@ def plan_levels(strategy: Strategy, instance: Instance, effort: Effort) -> Plan:
 
 
 def _upper_plans(strategy: Strategy, instance: Instance, relaxed: Result[TieredSolution], effort: Effort) -> list[Plan]:
-    """Plans of the two topmost tiers: with their link as it is, and with one just as fast as the fluid optimum of all
-    tiers needs it to be. The latter moves few bytes, at the pace at which they can come from further down."""
+    """Plans of the two topmost tiers: with their link hardly faster than the fluid optimum of all tiers needs it to be,
+    with one a little faster, and with the link as it is. The slower it is taken to be, the fewer bytes a plan moves,
+    and the more evenly: that is the pace at which they can come from further down."""
     top = top_instance(instance)
+    fast, under = top.fast.name, top.home.name
+    pair = ((under, fast), (fast, under))
     plans: list[Plan] = []
-    share = replace(effort, time_limit_s=effort.time_limit_s / 3)
-    if relaxed.solution is not None and relaxed.bound:
-        fast, under = top.fast.name, top.home.name
-        gaps = instance.solver_gaps
-        loads = sum(e * gap.nbytes for e, gap in zip(relaxed.solution.sides[0].absent, gaps, strict=True))
-        needed = (1 + PACE_SPARE) * loads / (float(relaxed.bound) / 1e9)
+    for spare in PACES if relaxed.solution is not None and relaxed.bound else ():
+        assert relaxed.solution is not None
+        assert relaxed.bound is not None
+        absent, gaps = relaxed.solution.sides[0].absent, instance.solver_gaps
+        loads = sum(e * gap.nbytes for e, gap in zip(absent, gaps, strict=True))
+        needed = (1 + spare) * loads / (float(relaxed.bound) / 1e9)
         factor = needed / top.machine.link[under, fast].bytes_per_s
-        if 0 < factor < 1 - PACE_SPARE:
-            pair = ((under, fast), (fast, under))
+        if 0 < factor < 1:
             links = tuple(
                 replace(k, bytes_per_s=k.bytes_per_s * factor) if (k.origin, k.target) in pair else k
                 for k in top.machine.links
             )
             slower = replace(top, machine=replace(top.machine, links=links))
-            plans.append(replace(strategy.plan(slower, share), machine=instance.digests[1]))
+            plans.append(replace(strategy.plan(slower, effort), machine=instance.digests[1]))
+    if relaxed.solution is not None:
         top.remember(top.capacity_nbytes, _first_side(relaxed, relaxed.solution))
-    plans.append(strategy.plan(top, share))
+    plans.append(strategy.plan(top, effort))
     return plans
 
 
@@ -167,9 +171,9 @@ class _Search:
 
     @property
     def finished(self) -> bool:
-        """As good as the bound says, or out of time."""
+        """As good as the bound says, or out of time with an answer; for a first one all recipes are tried."""
         if self.best is None:
-            return time.monotonic() > self.deadline
+            return False
         return self.best.plan.certificate.simulated_s <= self.bound_s * 1.001 or time.monotonic() > self.deadline
 
     def run(self, upper: Plan, time_s: float) -> None:
@@ -198,6 +202,8 @@ class _Search:
             tried = [self.scores[Recipe(c)] for c in CUTS if Recipe(c) in self.scores]
             if len(tried) > 3 and tried[-1] > 1.02 * min(tried):
                 break
+        if min(self.scores.values()) == float("inf"):  # the shortest stays take the least room
+            yield from (Recipe(cut, early=False) for cut in CUTS)
         best = min(self.scores, key=lambda r: self.scores[r])
         yield replace(best, even=not best.even)
         yield replace(best, oldest=not best.oldest)
@@ -218,7 +224,7 @@ class _Search:
             away = away_nbytes(level, even(level, fractions) if recipe.even else fractions)
             level = replace(level, times=times)
             tier = self.instance.middle[number].name
-            return _settle(level, away, tier, early=True, oldest=recipe.oldest)
+            return _settle(level, away, tier, early=recipe.early, oldest=recipe.oldest)
 
         lowered = lower(self.instance, upper, windows, times, chosen)
         seconds = lowered.plan.certificate.simulated_s if lowered else float("inf")

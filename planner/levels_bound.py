@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir.errors import InputError
+from ..ir.errors import InfeasibleError
 from ..solvers.residency.tiers import TieredProblem, TieredSolution, TierLink, solve_tiers
 from ..solvers.result import Result
 from .instance import Instance
@@ -34,11 +34,11 @@ def tiered_problem(instance: Instance) -> TieredProblem:
 
 
 def solve_instance(instance: Instance, *, time_limit_s: float) -> Result[TieredSolution]:
-    """The LP of `tiered_problem`. Raises InputError where it is infeasible, with the reason."""
+    """The LP of `tiered_problem`. Raises InfeasibleError where it is infeasible, with the reason."""
     result = solve_tiers(tiered_problem(instance), time_limit_s=time_limit_s)
     if result.status.value == "infeasible":
         names = ", ".join(t.name for t in (instance.fast, *instance.middle, instance.home))
-        raise InputError(f"'{instance.graph.name}' does not run on tiers {names}: {result.detail}")
+        raise InfeasibleError(f"'{instance.graph.name}' does not run on tiers {names}: {result.detail}")
     return result
 
 

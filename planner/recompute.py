@@ -102,10 +102,14 @@ class _Search:
         return flow_of(self.instance)
 
     def run(self) -> Plan:
-        """Plain stow; candidates of sequences; then those of the joint program."""
+        """What needs no transfers, quickly; plain stow; candidates of sequences; then those of the joint program."""
         once = len(set(self.instance.order)) == self.instance.steps
-        seconds = self._plan(self.instance, share=1.0 if not once else 0.4)
-        if once and not self._settled() and any(self.flow.awaited(s) for s in self.flow.maker):
+        useful = once and any(self.flow.awaited(s) for s in self.flow.maker)
+        if useful and self.instance.peak_of_all() > self.instance.capacity_nbytes:
+            self._of_resident()
+            self._plan_resident()
+        seconds = self._plan(self.instance, share=0.5 if useful else 1.0)
+        if useful and not self._settled() and self.left_s > 0:
             self._learn(seconds, outlook(self.instance, time_limit_s=max(0.1, self.left_s / 4)))
             self._of_sequences()
             self._plan_resident()
@@ -123,14 +127,25 @@ class _Search:
             self.instance.durations_ns
         )
 
-    def _of_sequences(self) -> None:
+    @cached_property
+    def sequences(self) -> list[tuple[str, list[Chosen]]]:
+        """By name: what to call again, the most worth while first; cuts, closures, segments."""
         cuts = [c.chosen for c in price_cuts(self.flow, self.options.exponents)]
-        self._along("cut", closures_by_demand(self.flow, cuts))
-        self._along("closure", closures_by_worth(self.flow))
-        for count in segment_counts(self.flow):
-            if self.left_s < 0.6 * self.effort.time_limit_s:
+        found = [("cut", closures_by_demand(self.flow, cuts)), ("closure", closures_by_worth(self.flow))]
+        return found + [(f"segment of {n}", checkpoints(self.flow, n)) for n in segment_counts(self.flow)]
+
+    def _of_resident(self) -> None:
+        """Of each sequence as many as make transfers needless; of the segments and cuts, all as well."""
+        for label, sequence in self.sequences:
+            k = first_resident(self.instance, self.flow, sequence) if sequence else None
+            if k is not None:
+                self._score(Candidate(f"{k} of {len(sequence)}: {label}", frozenset().union(*sequence[:k])))
+
+    def _of_sequences(self) -> None:
+        for label, sequence in self.sequences:
+            if self.left_s < 0.5 * self.effort.time_limit_s and label != "cut":
                 return
-            self._along(f"segment of {count}", checkpoints(self.flow, count))
+            self._along(label, sequence)
 
     def _of_joint_program(self) -> None:
         windows = self.options.joint_windows
@@ -175,7 +190,7 @@ class _Search:
             step = max(1, step // 2)
             best = min(scores, key=lambda k: (scores[k], k))
             for k in (best - step, best + step):
-                if self.left_s > 0.5 * self.effort.time_limit_s:
+                if self.left_s > 0.4 * self.effort.time_limit_s:
                     at(k)
 
     def _score(self, candidate: Candidate) -> float:
@@ -184,7 +199,10 @@ class _Search:
         if known is None:
             order = recompute_order(self.flow, candidate.chosen)
             old = self.instance
-            posed = make_instance(old.graph, old.machine, mode=old.mode, order=order)
+            try:
+                posed = make_instance(old.graph, old.machine, mode=old.mode, order=order)
+            except InfeasibleError:  # calls at the very end, beside which not all outputs have room
+                return float("inf")
             compute = float(sum(posed.durations_ns))
             worth = self.best is None or compute < self.best.certificate.simulated_s * 1e9
             if not worth:

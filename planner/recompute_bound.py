@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..solvers.residency.problem import Gap
 from ..solvers.residency.recompute import RecomputeProblem, RecomputeSolution, Value, solve_recompute
 from ..solvers.result import Result, Status
@@ -21,47 +23,53 @@ def flow_of(instance: Instance) -> Flow:
 def recompute_problem(instance: Instance, *, any_call: bool = True) -> RecomputeProblem:
     """The instance's order of first calls with recomputation at will.
 
-    `any_call`: whatever the checker lets a plan call again (the bound's class), else what ours do (`repeatable`). Bytes
-    are those of the storages without padding. Of operators behind the turn no reads are asked when they are called
-    again, which relaxes the problem and keeps it small.
+    `any_call`: whatever the checker lets a plan call again (the bound's class), else what ours do (`repeatable`).
+    Bytes are those of the storages without padding. A last step of no duration stands for the end of the pass, when the
+    graph's outputs must be there: a plan may still move and call something after the last first call. Of operators
+    behind the turn no reads are asked when they are called again, which relaxes the problem and keeps it small.
     """
-    flow, graph = flow_of(instance), instance.graph
+    flow, graph, steps = flow_of(instance), instance.graph, instance.steps
     anew = made_anew(graph) if any_call else repeatable(graph)
-    homed = [item.homed for item in instance.items]
+    outputs = set(graph.storages_of(graph.outputs))
     number: dict[str, int] = {}
     values: list[Value] = []
     for item in instance.items:
         if not item.homed:
             number[item.storage] = len(values)
             maker = bool(item.writes) and instance.order[item.writes[0]] in anew
-            values.append(Value(graph.storage[item.storage].nbytes, item.touches, maker))
+            called = {t for t in item.touches if item.storage in _touched(flow, t)} | {item.touches[0]}
+            touches = tuple(sorted(called | ({steps} if item.storage in outputs else set())))
+            values.append(Value(graph.storage[item.storage].nbytes, touches, maker))
     reads = tuple(
         tuple(number[s] for s in flow.reads[op] if s in number) if t < flow.turn else ()
         for t, op in enumerate(instance.order)
     )
-    needed = tuple(
-        sum(graph.storage[s].nbytes for s in dict.fromkeys(flow.reads[op] + flow.writes[op])) for op in instance.order
-    )
-    first = {s: graph.storage[s].nbytes for s in graph.storages_of(graph.inputs)}
+    needed = tuple(sum(graph.storage[s].nbytes for s in _touched(flow, t)) for t in range(steps))
     link = instance.machine.link
     load = link[instance.home.name, instance.fast.name]
     store = link.get((instance.fast.name, instance.home.name))
-    del first
     return RecomputeProblem(
-        durations_ns=instance.durations_ns,
-        needed_nbytes=needed,
-        reads=reads,
+        durations_ns=(*instance.durations_ns, 0),
+        needed_nbytes=(*needed, sum(graph.storage[s].nbytes for s in outputs)),
+        reads=(*reads, ()),
         values=tuple(values),
         gaps=tuple(
-            Gap(g.item, graph.storage[instance.items[g.item].storage].nbytes, g.start, g.end, g.clean)
+            # The step that stands for the end of the pass comes between the passes.
+            Gap(g.item, graph.storage[item.storage].nbytes, g.start, g.end + (g.end >= steps), g.clean)
             for g in instance.gaps
-            if homed[g.item]
+            for item in [instance.items[g.item]]
+            if item.homed
         ),
         capacity_nbytes=instance.capacity_nbytes,
         load_bytes_per_s=load.bytes_per_s,
         store_bytes_per_s=store.bytes_per_s if store else load.bytes_per_s / 1e6,
         shared_channel=store is not None and store.lane == load.lane,
     )
+
+
+def _touched(flow: Flow, t: int) -> frozenset[str]:
+    """Storages that the operator of step t reads or writes."""
+    return frozenset(flow.reads[flow.order[t]] + flow.writes[flow.order[t]])
 
 
 def recompute_bound(instance: Instance, *, time_limit_s: float = 30.0, windows: int = WINDOWS) -> tuple[float, str]:
@@ -76,6 +84,9 @@ def recompute_bound(instance: Instance, *, time_limit_s: float = 30.0, windows: 
 def joint_solution(
     instance: Instance, *, time_limit_s: float, windows: int = WINDOWS, whole: bool = False
 ) -> Result[RecomputeSolution]:
-    """What the joint program would do with the operators that our strategies may call again."""
+    """What the joint program would do with the operators that our strategies may call again, by steps of the order."""
     problem = recompute_problem(instance, any_call=False)
-    return solve_recompute(problem, windows=windows, time_limit_s=time_limit_s, whole=whole)
+    result = solve_recompute(problem, windows=windows, time_limit_s=time_limit_s, whole=whole)
+    if result.solution is None:
+        return result
+    return replace(result, solution=replace(result.solution, repeated=result.solution.repeated[: instance.steps]))

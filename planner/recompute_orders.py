@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 
 from ..ir.graph import Graph, Operator, StorageKind
 
@@ -134,19 +133,17 @@ class Flow:
 
     @cached_property
     def turn(self) -> int:
-        """The step before which most bytes that could be made again wait for a use; the earliest such step.
+        """The step before which most bytes exist that could be made again and are used from then on; the earliest such.
 
         Gradients do not count: they wait for the update behind the backward pass, and to make them again takes all that
         the backward pass has used.
         """
         change = [0] * (len(self.order) + 1)
         for s in (s for s in self.maker if self.graph.storage[s].kind != StorageKind.GRADIENT):
-            steps = self.uses[s]
-            for a, b in pairwise(steps):
-                change[a + 1] += self.graph.storage[s].nbytes
-                change[b] -= self.graph.storage[s].nbytes
+            change[self.uses[s][0] + 1] += self.graph.storage[s].nbytes
+            change[self.uses[s][-1] + 1] -= self.graph.storage[s].nbytes
         best = waiting = turn = 0
-        for t, delta in enumerate(change):
+        for t, delta in enumerate(change[:-1]):
             waiting += delta
             if waiting > best:
                 best, turn = waiting, t

@@ -240,7 +240,7 @@ def _joined(parts: list[tuple[int, int, float]], alignment: int) -> list[tuple[i
     found: list[tuple[int, int, float]] = []
     for lo, hi, free in parts:
         lo = found[-1][1] if found else lo
-        hi = -(-hi // alignment) * alignment if hi != parts[-1][1] else hi
+        hi = min(-(-hi // alignment) * alignment, parts[-1][1])
         if hi <= lo:
             found[-1] = (found[-1][0], found[-1][1], max(found[-1][2], free))
         elif found and min(hi - lo, found[-1][1] - found[-1][0]) < PART_NBYTES:

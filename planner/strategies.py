@@ -64,6 +64,7 @@ def _load_all() -> None:
     for module in (
         "stow",
         "recompute",
+        "order",
         "baselines",
         "tflite",
         "cosma",

@@ -1,107 +1,87 @@
-"""Other orders of a graph's operators that keep what every operator reads and overwrites as it is."""
+"""The order of a graph's operators as a problem of `solvers.ordering`, and other orders that compute the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from collections.abc import Sequence
 
 from ..ir.graph import Graph
+from ..solvers.ordering import Operator, OrderingProblem, Value, from_inputs, list_order
+from .recompute_orders import is_random
 
 
 def operator_pairs(graph: Graph) -> frozenset[tuple[int, int]]:
-    """Pairs (a, b) of operator numbers: a before b, because of a tensor that a makes and b reads, or of a storage that
-    both touch and one of several writers writes (pieces, and versions made in place, keep their turns)."""
-    made = {t: o for o, op in enumerate(graph.operators) for t in op.outputs}
-    pairs = {(made[t], o) for o, op in enumerate(graph.operators) for t in op.inputs if t in made and made[t] != o}
-    writers: dict[str, list[int]] = {}
-    touchers: dict[str, list[int]] = {}
-    for o, op in enumerate(graph.operators):
-        for s in graph.writes(op):
-            writers.setdefault(s, []).append(o)
+    """Pairs (a, b) of operator numbers: a must stay before b."""
+    return step_pairs(graph, tuple(op.id for op in graph.operators))
+
+
+def step_pairs(graph: Graph, order: Sequence[str]) -> frozenset[tuple[int, int]]:
+    """Pairs (a, b) of steps of `order`: a must stay before b, if every step is to read what it reads there.
+
+    A tensor is made before it is read. A storage is read after its last write and before its next, and written in
+    turn: so pieces, versions made in place and values made anew keep their turns. Random operators keep theirs too, as
+    each draws from where the last one left the generator. What follows from two pairs may be left out.
+    """
+    pairs = set[tuple[int, int]]()
+    made: dict[str, int] = {}
+    last_write: dict[str, int] = {}
+    reads: dict[str, list[int]] = {}
+    last_random: int | None = None
+    for t, name in enumerate(order):
+        op = graph.operator[name]
+        written = graph.writes(op)
+        pairs.update((made[x], t) for x in op.inputs if x in made)
+        pairs.update((last_write[s], t) for s in graph.touches(op) if s in last_write)
+        for s in written:
+            pairs.update((r, t) for r in reads.pop(s, ()))
+        for s in graph.reads(op):
+            if s not in written:
+                reads.setdefault(s, []).append(t)
+        last_write.update(dict.fromkeys(written, t))
+        made.update(dict.fromkeys(op.outputs, t))
+        if is_random(op):
+            if last_random is not None:
+                pairs.add((last_random, t))
+            last_random = t
+    return frozenset((a, b) for a, b in pairs if a != b)
+
+
+def ordering_problem(
+    graph: Graph, order: Sequence[str], lives: Sequence[tuple[str, int, Sequence[int]]], durations_ns: Sequence[int]
+) -> OrderingProblem:
+    """The steps of `order` as operators. `lives` are (storage, bytes, steps that touch it), one for each time that a
+    storage is made; homed storages count for the steps that touch them alone, as they may leave between any two."""
+    given, kept = set(graph.storages_of(graph.inputs)), set(graph.storages_of(graph.outputs))
+    touches: list[list[int]] = [[] for _ in order]
+    own = [0] * len(order)
+    values = list[Value]()
+    last_life = {storage: i for i, (storage, _, _) in enumerate(lives)}
+    for i, (storage, nbytes, steps) in enumerate(lives):
+        if graph.storage[storage].homed:
+            for t in steps:
+                own[t] += nbytes
+        elif steps:
+            for t in steps:
+                touches[t].append(len(values))
+            values.append(Value(nbytes, storage in given, storage in kept and last_life[storage] == i))
+    operators = (Operator(tuple(touches[t]), durations_ns[t], own[t]) for t in range(len(order)))
+    return OrderingProblem(tuple(operators), tuple(values), tuple(sorted(step_pairs(graph, order))))
+
+
+def graph_problem(graph: Graph) -> OrderingProblem:
+    """The program's order, bytes without padding, every operator as long as any other."""
+    steps: dict[str, list[int]] = {}
+    for t, op in enumerate(graph.operators):
         for s in graph.touches(op):
-            touchers.setdefault(s, []).append(o)
-    there = set(graph.storages_of(graph.inputs)) | {s.id for s in graph.storages if s.homed}
-    for s, own in writers.items():
-        if len(own) == 1 and s not in there:
-            pairs.update((own[0], o) for o in touchers[s] if o != own[0])
-            continue
-        for w in own:
-            pairs.update((min(w, o), max(w, o)) for o in touchers[s] if o != w)
-    return frozenset(pairs)
+            steps.setdefault(s, []).append(t)
+    lives = [(s.id, s.nbytes, steps[s.id]) for s in graph.storages if s.id in steps and not s.homed]
+    return ordering_problem(graph, [op.id for op in graph.operators], lives, [1] * len(graph.operators))
 
 
 def candidate_orders(graph: Graph) -> list[tuple[str, ...]]:
     """Valid orders other than the graph's own: fewest live bytes next, and depth first."""
-    pairs = operator_pairs(graph)
+    problem = graph_problem(graph)
+    if problem.fixed:
+        return []
     ids = tuple(op.id for op in graph.operators)
-    found = [lean_order(graph, pairs), depth_first_order(graph, pairs)]
-    orders = [tuple(ids[o] for o in order) for order in found]
+    orders = [tuple(ids[o] for o in found) for found in (list_order(problem), from_inputs(problem))]
     return [order for n, order in enumerate(orders) if order != ids and order not in orders[:n]]
-
-
-def lean_order(graph: Graph, pairs: frozenset[tuple[int, int]]) -> list[int]:
-    """A list schedule: of the operators that are ready, the one that adds the fewest live bytes; ties as in the
-    program. What no later operator reads dies with its last reader."""
-    uses: dict[str, int] = {}
-    for op in graph.operators:
-        for s in graph.touches(op):
-            uses[s] = uses.get(s, 0) + 1
-    keep = set(graph.storages_of(graph.outputs))
-    live: set[str] = set(graph.storages_of(graph.inputs))
-
-    def adds(o: int) -> int:
-        touched = [graph.storage[s] for s in graph.touches(graph.operators[o])]
-        made = sum(s.nbytes for s in touched if s.id not in live and not s.homed)
-        return made - sum(s.nbytes for s in touched if uses[s.id] == 1 and s.id not in keep and not s.homed)
-
-    def run(o: int) -> None:
-        for s in graph.touches(graph.operators[o]):
-            uses[s] -= 1
-            live.add(s)
-
-    return _list_schedule(len(graph.operators), pairs, adds, run)
-
-
-def _list_schedule(
-    count: int, pairs: frozenset[tuple[int, int]], key: Callable[[int], int], run: Callable[[int], None]
-) -> list[int]:
-    waits, after = _degrees(count, pairs)
-    ready = [o for o in range(count) if not waits[o]]
-    order: list[int] = []
-    while ready:
-        o = min(ready, key=lambda o: (key(o), o))
-        ready.remove(o)
-        order.append(o)
-        run(o)
-        for b in after[o]:
-            waits[b] -= 1
-            if not waits[b]:
-                ready.append(b)
-    return order
-
-
-def depth_first_order(graph: Graph, pairs: frozenset[tuple[int, int]]) -> list[int]:
-    """The operator that became ready last goes first: a branch is finished before the next one begins."""
-    count = len(graph.operators)
-    waits, after = _degrees(count, pairs)
-    ready = [(0, o) for o in range(count) if not waits[o]]
-    heapify(ready)
-    order: list[int] = []
-    while ready:
-        _, o = heappop(ready)
-        order.append(o)
-        for b in after[o]:
-            waits[b] -= 1
-            if not waits[b]:
-                heappush(ready, (-len(order), b))
-    return order
-
-
-def _degrees(count: int, pairs: frozenset[tuple[int, int]]) -> tuple[list[int], list[list[int]]]:
-    """How many operators each one waits for, and which ones wait for it."""
-    waits = [0] * count
-    after: list[list[int]] = [[] for _ in range(count)]
-    for a, b in sorted(pairs):
-        waits[b] += 1
-        after[a].append(b)
-    return waits, after

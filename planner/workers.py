@@ -29,6 +29,7 @@ from ..ir.sizes import format_size
 from .bounds import Bound
 from .build import judge
 from .instance import Instance
+from .levels import plan_levels
 from .strategies import Effort, Strategy
 
 OVERRUN, GRACE_S = 2.0, 5.0
@@ -70,7 +71,7 @@ def _attempt(instance: Instance, bound: Bound, task: Task, enter: Callable[[str]
     began, seed = time.monotonic(), task.effort.seed
     try:
         enter("planning")
-        plan = task.strategy.plan(instance, task.effort)
+        plan = plan_levels(task.strategy, instance, task.effort)
         enter("certifying")
         plan, own = judge(plan, instance, bound, time_limit_s=task.effort.time_limit_s)
     except TensorstowError as error:

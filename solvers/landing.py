@@ -1,8 +1,8 @@
 """Where a load lands: the address at which it can be complete first, when addresses become free one after another.
 
 A load of n bytes may begin at a time S and moves at a given rate. Each address of the room becomes free at a known
-time, or stays taken. The bytes may come in any order, so those whose place is free first come first: put at base b, with the
-segments of [b, b + n) in the order in which they become free, it is complete at
+time, or stays taken. The bytes may come in any order, so those whose place is free first come first: put at base b,
+with the segments of [b, b + n) in the order in which they become free, it is complete at
 
     f(b) = the last of  t_k = max(t_(k-1), free_k) + length_k / rate,  t_0 = S.
 """

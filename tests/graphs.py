@@ -68,13 +68,13 @@ def training(layers: list[int], *, activation: int = 4 * KIB, ns: int = 1000) ->
         weight_grad = add(f"g{i}", nbytes, StorageKind.GRADIENT)
         below = add(f"d{i}", activation, StorageKind.GRADIENT if i else StorageKind.OUTPUT)
         backward.append(
-            Operator(f"b{i}", "Any", (grad, f"w{i}", values[i], values[i + 1]), (below, weight_grad), measured_ns=2 * ns)
+            Operator(
+                f"b{i}", "Any", (grad, f"w{i}", values[i], values[i + 1]), (below, weight_grad), measured_ns=2 * ns
+            )
         )
         new = [Tensor(f"{s}{i}'", "float32", (nbytes // 4,), f"{s}{i}", nbytes) for s in "wm"]
         tensors.extend(new)
-        update.append(
-            Operator(f"u{i}", "Any", (weight_grad, f"w{i}", f"m{i}"), (new[0].id, new[1].id), measured_ns=ns)
-        )
+        update.append(Operator(f"u{i}", "Any", (weight_grad, f"w{i}", f"m{i}"), (new[0].id, new[1].id), measured_ns=ns))
         grad = below
     operators = (*forward, *backward, *update)
     return Graph("training", tuple(storages), tuple(tensors), operators, ("x", "dy"), (grad,))

@@ -6,7 +6,8 @@ solved again for a smaller budget (their epsilon) where the rounding does not fi
 number of operators: beyond some hundred there is no answer in time, which it says.
 
 Adapted: nodes are operators of the whole step, forward, backward and update, in the instance's order; those that may
-not be repeated run once; a node that makes several values keeps or drops each on its own. Weights, optimizer states and graph inputs stay, in all stages.
+not be repeated run once; a node that makes several values keeps or drops each on its own. Weights, optimizer states and
+graph inputs stay, in all stages.
 """
 
 from __future__ import annotations

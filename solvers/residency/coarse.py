@@ -260,16 +260,20 @@ def _pending(parts: _Parts) -> None:
 def _stored_ahead(parts: _Parts) -> None:
     """Y = Y before + the sum of s y that arrives - u <= K, the sum of s y whose window is open at the instant."""
     open_rows = parts.level("K", cyclic=False)
-    left_rows = parts.level("Y", cyclic=False)
+    left_rows = parts.level("Y", cyclic=parts.data.problem.periodic)
     parts.builder.put(left_rows, parts.column["u"], 1.0)
     entries: list[tuple[int, int, float]] = []
+    phases = parts.data.phases
     for group, columns in zip(parts.groups, parts.ahead, strict=True):
         size = group.moved_nbytes / parts.data.byte_unit
         windows = [window for own in group.aheads for window in own]
         for (arrival, deadline, _), column in zip(windows, columns.tolist(), strict=True):
             entries.append((int(left_rows[arrival]), column, -size))
             entries.append((int(open_rows[arrival]), column, -size))
-            entries.append((int(open_rows[deadline]), column, size))
+            if deadline > phases:  # open when the pass begins
+                entries.append((int(open_rows[0]), column, -size))
+            if deadline != phases:
+                entries.append((int(open_rows[deadline % phases]), column, size))
     parts.put(entries)
     done = parts.builder.add_rows(parts.data.phases, 0.0, math.inf)
     parts.builder.put(done, parts.column["K"], 1.0)

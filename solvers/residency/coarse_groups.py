@@ -18,8 +18,7 @@ Ints = NDArray[np.int64]
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaps:
     """The gaps of a problem as arrays. `joins`, `due`: the instants from which an absent item is away, and by which it
-    is back. `chains`: indices of the dirty gaps of each item, in their order; `lasting`: whether it is one that lasts
-    from pass to pass and is written in each."""
+    is back. `chains`: indices of the dirty gaps of each item, in their order from its write on."""
 
     nbytes: Floats
     start: Ints
@@ -28,7 +27,6 @@ class Gaps:
     due: Ints
     clean: NDArray[np.bool_]
     chains: tuple[tuple[int, ...], ...]
-    lasting: tuple[bool, ...]
 
 
 def gap_arrays(problem: ResidencyProblem) -> Gaps:
@@ -42,10 +40,17 @@ def gap_arrays(problem: ResidencyProblem) -> Gaps:
     dirty = np.flatnonzero(~clean & (nbytes > 0) & (start >= 0))
     dirty = dirty[np.lexsort((start[dirty], items[dirty]))]
     cuts = np.flatnonzero(np.diff(items[dirty])) + 1
-    chains = tuple(tuple(c.tolist()) for c in np.split(dirty, cuts)) if len(dirty) else ()
+    chains = tuple(_from_write_on(problem, c.tolist()) for c in np.split(dirty, cuts)) if len(dirty) else ()
+    return Gaps(nbytes, start, end, 2 * start + 2, 2 * end, clean, chains)
+
+
+def _from_write_on(problem: ResidencyProblem, chain: list[int]) -> tuple[int, ...]:
+    """Gaps of an item, those of one that lasts from pass to pass from its last write on, as `problem.Gap` says."""
     steps = len(problem.durations_ns)
-    lasting = tuple(any(problem.gaps[g].end >= steps for g in chain) for chain in chains)
-    return Gaps(nbytes, start, end, 2 * start + 2, 2 * end, clean, chains, lasting)
+    if not any(problem.gaps[g].end >= steps for g in chain):
+        return tuple(chain)
+    first = max((n for n, g in enumerate(chain) if problem.gaps[g].written), default=len(chain) - 1)
+    return (*chain[first:], *chain[:first])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class Group:
 
     A span (first, count) says that gap number k is away at watched instants first, first + 1, ..., `count` of them,
     cyclically. Only where dirty: `stores[k]` are (phase, most) of the columns z that may serve gap k and no gap
-    before, `aheads[k]` (arrival, deadline, most) likewise of the y, in phases.
+    before, `aheads[k]` (arrival, deadline, most) likewise of the y, in phases; a deadline in the next pass is so many
+    phases later.
     """
 
     members: tuple[tuple[int, ...], ...]
@@ -111,6 +117,7 @@ def _chain_groups(gaps: Gaps, watch: Ints, first: Ints, count: Ints, steps: int)
     """Chains merged where all phases agree. The y that no gap that matters can use are a group without spans: the
     stores ahead of all items are one pool, so none may be left out but those that begin and end in one phase."""
     lists = _Lists(
+        gaps.start.tolist(),
         first.tolist(),
         count.tolist(),
         first_phase(watch, gaps.joins, steps).tolist(),
@@ -120,9 +127,8 @@ def _chain_groups(gaps: Gaps, watch: Ints, first: Ints, count: Ints, steps: int)
     sizes = gaps.nbytes.tolist()
     found: dict[tuple[object, ...], tuple[list[_Chain], list[float]]] = {}
     spare: dict[tuple[int, int], float] = {}
-    for mine, lasts in zip(gaps.chains, gaps.lasting, strict=True):
-        chain = _every_pass(mine, lists, len(watch)) if lasts else _in_phases(mine, lists)
-        least = min(sizes[g] for g in mine)
+    for mine in gaps.chains:
+        chain, least = _in_phases(mine, lists, len(watch)), min(sizes[g] for g in mine)
         since, last, most = chain.spare
         if most and since < last:
             spare[since, last] = spare.get((since, last), 0.0) + most * least
@@ -142,9 +148,10 @@ def _chain_groups(gaps: Gaps, watch: Ints, first: Ints, count: Ints, steps: int)
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """Per gap: its span, the phases in which a y of it arrives and in which one before it is due, and whether it can be
-    absent."""
+    """Per gap: where it starts, its span, the phases in which a y of it arrives and in which one before it is due, and
+    whether it can be absent."""
 
+    start: list[int]
     first: list[int]
     count: list[int]
     arrives: list[int]
@@ -152,35 +159,23 @@ class _Lists:
     longer: list[bool]
 
 
-def _in_phases(mine: tuple[int, ...], lists: _Lists) -> _Chain:
+def _in_phases(mine: tuple[int, ...], lists: _Lists, phases: int) -> _Chain:
     members, spans = list[int](), list[tuple[int, int]]()
     stores, aheads = list[tuple[tuple[int, int], ...]](), list[tuple[tuple[int, int, int], ...]]()
     joined: dict[int, int] = {}
-    since, pauses = lists.arrives[mine[0]], 0
+    origin, since, pauses, window = mine[0], lists.arrives[mine[0]], 0, (0, 0)
     for g in mine:
+        turn = phases if lists.start[g] < lists.start[origin] else 0
+        window = (since - phases, lists.deadline[g] + turn - phases)
+        window = window if since >= phases else (since, lists.deadline[g] + turn)
         if lists.longer[g]:
             joined[lists.first[g]] = joined.get(lists.first[g], 0) + 1
         if lists.count[g] > 0:
             members.append(g)
             spans.append((lists.first[g], lists.count[g]))
             stores.append(tuple(joined.items()))
-            aheads.append(((since, lists.deadline[g], pauses),) if pauses else ())
-            joined, since, pauses = {}, lists.arrives[g], 0
+            aheads.append(((*window, pauses),) if pauses else ())
+            joined, origin, since, pauses = {}, g, lists.arrives[g], 0
+            window = (0, 0)
         pauses += 1
-    return _Chain(
-        tuple(members), tuple(spans), tuple(stores), tuple(aheads), (since, lists.deadline[mine[-1]], pauses - 1)
-    )
-
-
-def _every_pass(mine: tuple[int, ...], lists: _Lists, phases: int) -> _Chain:
-    """An item that is written in every pass: a store in whatever gap, or y at whatever time of the pass, serves all."""
-    members = tuple(g for g in mine if lists.count[g] > 0)
-    joined: dict[int, int] = {}
-    for g in mine:
-        if lists.longer[g]:
-            joined[lists.first[g]] = joined.get(lists.first[g], 0) + 1
-    nothing = ((),) * (len(members) - 1)
-    spans = tuple((lists.first[g], lists.count[g]) for g in members)
-    if not members:
-        return _Chain((), (), (), (), (0, phases - 1, 1))
-    return _Chain(members, spans, (tuple(joined.items()), *nothing), (((0, phases - 1, 1),), *nothing), (0, 0, 0))
+    return _Chain(tuple(members), tuple(spans), tuple(stores), tuple(aheads), (window[0], window[1], pauses - 1))

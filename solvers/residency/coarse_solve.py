@@ -210,11 +210,6 @@ def _hand_back(gaps: Gaps, model: CoarseModel, values: Floats) -> Fractions:
                 found.stored[own] = _share(lows, highs, stored, absent)
                 stored = absent
             before = own.tolist()
-    # What is written in every pass may be stored at any time: at the drop, as far as its first gap is one.
-    first = [chain[0] for chain, lasts in zip(gaps.chains, gaps.lasting, strict=True) if lasts]
-    more = np.clip(found.absent[first] - found.stored[first], 0.0, found.ahead[first])
-    found.ahead[first] -= more
-    found.stored[first] += more
     return found
 
 

@@ -12,7 +12,7 @@ from ..linear import Floats
 from .coarse_groups import Gaps
 from .problem import ResidencyProblem
 
-_PASSES = 4
+_PASSES = 8
 """A periodic timeline is followed from an empty start until its waits repeat, at most so many times."""
 
 
@@ -99,17 +99,33 @@ def follow(problem: ResidencyProblem, gaps: Gaps, fractions: Fractions) -> Timel
     For clean items alone that is the least waiting, as an early load only ever takes room that is free until its use.
     """
     stream = _Stream(problem, gaps, fractions)
-    found, before = stream.run(), -1.0
+    state, found = stream.state, stream.run()
     for _ in range(_PASSES if problem.periodic else 0):
-        waited = sum(found.stall_ns)
-        if abs(waited - before) <= 1e-9 * (1.0 + waited):
+        slack = 1e-9 * (1.0 + problem.capacity_nbytes)
+        if all(abs(a - b) <= slack for a, b in zip(state[1:], stream.state[1:], strict=True)) and (
+            stream.state[0] - state[0] <= slack or sum(found.stall_ns) == 0.0
+        ):
             break
-        found, before = stream.run(), waited
+        state, found = stream.state, stream.run()
+    if problem.periodic:
+        _trim(found, stream.state[0] - state[0])
     return found
 
 
+def _trim(found: Timeline, nbytes: float) -> None:
+    """Take back the last loads of a pass that ends with so many bytes more than it began with: nobody used them."""
+    for t in reversed(range(len(found.stall_ns))):
+        for loads in (found.loads[1], found.loads[0]):
+            if nbytes <= 0:
+                return
+            less = min(loads[t], nbytes)
+            loads[t] -= less
+            nbytes -= less
+
+
 class _Stream:
-    """The state at an instant, pass after pass: `fetched` before their use, `pending` stores, `ahead` ones to do."""
+    """The state at an instant, pass after pass: `fetched` before their use, `pending` stores; of stores ahead all that
+    is `left`, and what is `owed` by the end of the step."""
 
     def __init__(self, problem: ResidencyProblem, gaps: Gaps, fractions: Fractions) -> None:
         self.problem = problem
@@ -125,9 +141,15 @@ class _Stream:
         self.joins: list[float] = np.bincount(
             joins, weights=(size * fractions.stored)[inside], minlength=steps
         ).tolist()
-        self.arrive, self.deadline = _windows(gaps, size * fractions.ahead, steps)
+        self.arrive, self.deadline, self.left = _windows(gaps, size * fractions.ahead, steps)
+        self.owed = 0.0
         self.most = self._most_fetched()
         self.fetched = self.pending = 0.0
+
+    @property
+    def state(self) -> tuple[float, float, float, float]:
+        """What a pass hands to the next one."""
+        return self.fetched, self.pending, self.left, self.owed
 
     def _most_fetched(self) -> list[float]:
         """What may be there when a step starts, so that it also fits beside all later ones until it is used."""
@@ -140,30 +162,30 @@ class _Stream:
 
     def run(self) -> Timeline:
         """One pass from where the last one ended."""
-        found, owed, left = Timeline(), 0.0, 0.0
+        found = Timeline()
         steps = len(self.room)
         for t, ns in enumerate(self.problem.durations_ns):
             self.pending += self.joins[t]
-            left += self.arrive[t]
-            owed += self.deadline[t]
-            owed, left = self._wait(found, t, ns, owed, left)
-            owed, left = self._operate(found, t, ns, owed, left)
+            self.left += self.arrive[t]
+            self.owed += self.deadline[t]
+            self._wait(found, t, ns)
+            self._operate(found, t, ns)
         if not self.problem.periodic and self.pending > 0:
             found.stall_ns[steps - 1] += self.pending / self.store
             found.stores[0][steps - 1] += self.pending
             self.pending = 0.0
         return found
 
-    def _wait(self, found: Timeline, t: int, ns: int, owed: float, left: float) -> tuple[float, float]:
+    def _wait(self, found: Timeline, t: int, ns: int) -> None:
         due, load, store = self.due[t], self.load, self.store
         missing = max(0.0, due - self.fetched)
         must = max(0.0, max(self.fetched - due, 0.0) + self.pending - self.room[t])
-        late = max(0.0, owed - store * ns)
+        late = max(0.0, self.owed - store * ns)
         parts = (missing / load if missing else 0.0, (must + late) / store if must + late else 0.0)
         wait = sum(parts) if self.problem.shared_channel else max(parts)
         for_stores = wait - parts[0] if self.problem.shared_channel else wait
         stored = min(self.pending, max(must, store * for_stores - late))
-        ahead = min(left, max(late, store * for_stores - stored))
+        ahead = min(self.left, max(late, store * for_stores - stored))
         self.pending -= stored
         room = min(self.most[t], self.room[t] - self.pending) + due - self.fetched
         for_loads = wait - (stored + ahead) / store if self.problem.shared_channel and stored + ahead else wait
@@ -173,11 +195,12 @@ class _Stream:
         found.loads[0].append(loaded)
         found.stores[0].append(stored)
         found.aheads[0].append(ahead)
-        return owed - ahead, left - ahead
+        self.owed -= ahead
+        self.left -= ahead
 
-    def _operate(self, found: Timeline, t: int, ns: int, owed: float, left: float) -> tuple[float, float]:
+    def _operate(self, found: Timeline, t: int, ns: int) -> None:
         load, store, after = self.load, self.store, (t + 1) % len(self.room)
-        due_ahead = min(max(owed, 0.0), left)
+        due_ahead = min(max(self.owed, 0.0), self.left)
         last = after == 0 and not self.problem.periodic
         most = 0.0 if last else self.most[after] + self.due[after]
         room = min(self.room[t] - self.fetched - self.pending, most - self.fetched)
@@ -185,25 +208,25 @@ class _Stream:
         loaded = max(0.0, min(load * spare, room))
         spare = ns - loaded / load if self.problem.shared_channel and loaded else ns
         stored = min(self.pending, max(0.0, store * spare - due_ahead))
-        ahead = min(left, max(due_ahead, store * spare - stored))
+        ahead = min(self.left, max(due_ahead, store * spare - stored))
         self.fetched += loaded
         self.pending -= stored
         found.loads[1].append(loaded)
         found.stores[1].append(stored)
         found.aheads[1].append(ahead)
-        return owed - ahead, left - ahead
+        self.owed -= ahead
+        self.left -= ahead
 
 
-def _windows(gaps: Gaps, nbytes: Floats, steps: int) -> tuple[list[float], list[float]]:
-    """Bytes to store ahead: by the step before which they come free, and by the step at whose end they must be done."""
-    arrive, deadline = [0.0] * steps, [0.0] * steps
-    for chain, lasts in zip(gaps.chains, gaps.lasting, strict=True):
-        if lasts:  # at any time of the pass
-            arrive[0] += float(nbytes[chain[0]])
-            deadline[-1] += float(nbytes[chain[0]])
-            continue
+def _windows(gaps: Gaps, nbytes: Floats, steps: int) -> tuple[list[float], list[float], float]:
+    """Bytes to store ahead: by the step before which they come free, by the step at whose end they must be done, and
+    those that are between the two when a pass begins."""
+    arrive, deadline, around = [0.0] * steps, [0.0] * steps, 0.0
+    for chain in gaps.chains:
         for g, after in pairwise(chain):
             if nbytes[g] > 0:
-                arrive[int(gaps.start[g]) + 1] += float(nbytes[g])
+                arrive[(int(gaps.start[g]) + 1) % steps] += float(nbytes[g])
                 deadline[int(gaps.start[after])] += float(nbytes[g])
-    return arrive, deadline
+                if gaps.start[after] < gaps.start[g] < steps - 1:
+                    around += float(nbytes[g])
+    return arrive, deadline, around

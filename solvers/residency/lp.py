@@ -9,8 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..builder import Columns
-from ..linear import ENGINES, Floats, Highs, LinearAnswer, LinearProgram, safe_bound
+from ..linear import ENGINES, Floats, Highs, LinearAnswer, safe_bound
 from ..result import Result, Status
 from .bounds import compulsory_bound, round_down
 from .model import Model, build
@@ -18,6 +17,9 @@ from .problem import ResidencyProblem, ResidencySolution
 
 # Relative; a solution within this of its bound is called optimal. Engines work to about 1e-7.
 _TOLERANCE = 1e-6
+
+FINE_SIZE = 6_000
+"""Up to so many steps and gaps together the program of every step is solved: about five seconds of one core."""
 
 
 def solve_residency(
@@ -32,6 +34,9 @@ def solve_residency(
     Among solutions of that time the fewest bytes are moved; ties are broken so that what stays is spread evenly over
     the order and few items are divided. `engine` is one of `linear.ENGINES`.
 
+    Above `FINE_SIZE` it is `coarse_solve.solve_coarse` that answers: the bound holds all the same, the solution is a
+    timeline that keeps every limit but may take a little longer than the least.
+
     INFEASIBLE: a step's base exceeds the capacity, or bytes must move over a link without a rate. UNKNOWN: time ran
     out before there was a solution.
 
@@ -40,15 +45,16 @@ def solve_residency(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is unknown; choose one of {', '.join(sorted(ENGINES))}")
+    if len(problem.durations_ns) + len(problem.gaps) > FINE_SIZE:
+        from .coarse_solve import solve_coarse  # it uses what stands below
+
+        return solve_coarse(problem, time_limit_s=time_limit_s, engine=engine)
     began = time.monotonic()
     early = trivial(problem, f"LP by {engine}", began)
     if early is not None:
         return early
     model = build(problem)
-    steps, cost = len(problem.durations_ns), _moved_cost(model, problem)
-    first, second = two_stages(
-        model.program, model.column["q"], model.ceiling, steps, cost, engine, began + time_limit_s
-    )
+    first, second = _two_stages(model, problem, engine, began + time_limit_s)
     seconds = time.monotonic() - began
     method = f"LP by {engine}"
     bound = max(compulsory_bound(problem), _bound_ns(problem, model, first.duals))
@@ -87,26 +93,24 @@ def trivial(problem: ResidencyProblem, method: str, began: float) -> Result[Resi
     return Result(Status.OPTIMAL, solution, least, least, time.monotonic() - began, method)
 
 
-def two_stages(
-    program: LinearProgram, waits: Columns, ceiling: int, total: float, cost: Floats, engine: str, deadline: float
+def _two_stages(
+    model: Model, problem: ResidencyProblem, engine: str, deadline: float
 ) -> tuple[LinearAnswer, LinearAnswer | None]:
-    """First the least waiting; then, no more than that, the least `cost`. The second only if time is left.
-
-    `waits` are the columns of waiting, `ceiling` the row that limits their sum, `total` the time without them in the
-    program's unit.
-    """
+    """First the least waiting; then, no more than that, the fewest bytes. The second only if time is left."""
+    program = model.program
     highs = Highs(program) if engine == "highs" else None
     first = highs.solve(deadline - time.monotonic()) if highs else ENGINES[engine](program, deadline - time.monotonic())
     if first.status != Status.OPTIMAL or first.values is None or time.monotonic() >= deadline:
         return first, None
-    waited = float(first.values[waits].sum())
-    limit = waited + 1e-7 * (total + waited)
+    total = len(problem.durations_ns) + float(first.values[model.column["q"]].sum())
+    ceiling = float(first.values[model.column["q"]].sum()) + 1e-7 * total
+    cost = _moved_cost(model, problem)
     if highs:
-        highs.set_row_upper(ceiling, limit)
+        highs.set_row_upper(model.ceiling, ceiling)
         highs.set_cost(cost)
         return first, highs.solve(deadline - time.monotonic())
     row_upper = program.row_upper.copy()
-    row_upper[ceiling] = limit
+    row_upper[model.ceiling] = ceiling
     return first, ENGINES[engine](replace(program, cost=cost, row_upper=row_upper), deadline - time.monotonic())
 
 

@@ -101,8 +101,9 @@ def solve_recompute(
     """The least time of a pass over all plans that keep the order of first calls, nanoseconds, with a proven bound.
 
     `windows`: into how many the steps are cut; with as many as steps the bound is tightest, with fewer it is faster and
-    never wrong. `whole`: each operator is called again once or not at all, by branch and bound; the bound is then still
-    that of the fractions. The bound comes from the duals by weak duality (`linear.safe_bound`).
+    never wrong. `whole`: each operator is called again once or not at all, by branch and bound, for the search for
+    plans; the bound is then only the durations' sum. Else it comes from the duals by weak duality
+    (`linear.safe_bound`).
 
     INFEASIBLE: a step needs more than the capacity. UNKNOWN: time ran out before there was a solution; the bound is at
     least the durations' sum.
@@ -126,7 +127,8 @@ def solve_recompute(
         highs.option("solver", "ipm")
         highs.option("run_crossover", "off")
     answer = highs.solve(time_limit_s - (time.monotonic() - began))
-    least = safe_bound(model.program, answer.duals) if answer.duals is not None and len(answer.duals) else 0.0
+    usable = answer.duals is not None and len(answer.duals)
+    least = safe_bound(model.program, model.mended(answer.duals)) if usable and answer.duals is not None else 0.0
     bound = round_down(compute + Fraction(max(0.0, least)) * Fraction(model.ns_unit))
     seconds = time.monotonic() - began
     if answer.values is None:

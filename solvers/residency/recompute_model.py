@@ -9,9 +9,9 @@ c_w the checks, window w from the start of step c_w to that of c_(w+1), the last
     l_uw      bytes of u that are loaded in window w; at most all of u (further rounds of the same bytes are left out)
     C_uw      bytes of u that have been stored at least once before check w
     e_g, X_w  of what is at home: bytes that do not stay through gap g; those of them that have come for good by check w
-    Z_i, Y_w, W_w   written items: bytes stored after the last write; not yet stored at check w; stored in window w
+    Z_i, W_w  of written items: bytes stored after the last write; bytes of all of them stored in window w, at any time
 
-each but q as a fraction of its value's bytes, except X, Y, W. Then:
+each but q as a fraction of its value's bytes, except X, W. Then:
 
 - q_w >= sum of d_v R_vw, as calls follow one another.
 - A value that is a byte absent at check w and present later in the window, or at the next check, has been loaded in
@@ -64,6 +64,29 @@ class Model:
     call_rows: Columns
     byte_unit: float
     ns_unit: float
+
+    def mended(self, duals: Floats) -> Floats:
+        """The same multipliers with those of each window's time scaled down where they exceed the price of a wait.
+
+        Any multipliers give a bound; but a wait may be very long, and would multiply the least excess that an engine's
+        tolerance leaves.
+        """
+        mended = duals.copy()
+        rows = np.unique(np.concatenate([self.load_rows, self.store_rows, self.call_rows]))
+        window = {int(j): w for w, j in enumerate(self.waits)}
+        starts, indices, values = self.program.starts, self.program.indices, self.program.values
+        excess = np.zeros(len(self.waits))
+        found: list[tuple[int, int]] = []
+        for row in rows.tolist():
+            for k in range(starts[row], starts[row + 1]):
+                w = window.get(int(indices[k]))
+                if w is not None:
+                    excess[w] += float(values[k]) * min(0.0, float(duals[row]))
+                    found.append((row, w))
+        for row, w in found:
+            if excess[w] > 1.0 - 1e-12:
+                mended[row] = min(0.0, float(duals[row])) * (1.0 - 1e-12) / excess[w]
+        return mended
 
     def read(self, values: Floats, duals: Floats | None) -> RecomputeSolution:
         """Columns in the problem's own units."""
@@ -204,7 +227,8 @@ def _add_columns(build: _Build) -> None:
         ]
         keys += own
         if own:
-            stores += [(u, w) for w in range(own[0][1], own[-1][1] + 2)]
+            # It may be stored from its first step on, also while first calls still touch it.
+            stores += [(u, w) for w in range(build.window_of(value.touches[0]) + 1, own[-1][1] + 2)]
     build.present = _columns(build, keys)
     build.loads = _columns(build, keys)
     build.stored = _columns(build, stores)
@@ -287,8 +311,8 @@ class _Home:
 
 
 def _at_home(build: _Build) -> _Home:
-    """X_(w+1) = X_w + L_w - sum of s_g e_g due in the window; Y_(w+1) = Y_w - W_w + s_i Z_i where i was written last;
-    Z_i >= e_g for its gaps that are not clean. All round the pass."""
+    """X_(w+1) = X_w + L_w - sum of s_g e_g due in the window, all round the pass; sum of W_w >= sum of s_i Z_i;
+    Z_i >= e_g for the gaps of i that are not clean."""
     problem, builder, steps = build.problem, build.builder, len(build.problem.durations_ns)
     covered: dict[int, list[int]] = {}
     for g, gap in enumerate(problem.gaps):
@@ -321,19 +345,13 @@ def _written_home(build: _Build, home: _Home, sizes: dict[int, float]) -> None:
         for column in home.written.tolist():
             build.row(0.0, 0.0, (column, 1.0))
         return
-    total = sum(max(sizes[g] for g in gaps) for gaps in dirty.values())
-    pending = build.builder.add_columns(build.windows, total)
-    grows: list[list[tuple[int, float]]] = [[] for _ in build.checks]
+    terms: list[tuple[int, float]] = [(column, 1.0) for column in home.written.tolist()]
     for gaps in dirty.values():
         (share,) = build.builder.add_columns(1, 1.0).tolist()
         for g in gaps:
             build.row(0.0, math.inf, (share, 1.0), (home.absent[g], -1.0))
-        first = min(gaps, key=lambda g: problem.gaps[g].start)
-        grows[build.window_of(problem.gaps[first].start)].append((share, -sizes[first]))
-    for w in range(build.windows):
-        following, now = int(pending[(w + 1) % build.windows]), int(pending[w])
-        level = [(following, 1.0), (now, -1.0)] if following != now else []
-        build.row(0.0, 0.0, *level, (int(home.written[w]), 1.0), *grows[w])
+        terms.append((share, -max(sizes[g] for g in gaps)))
+    build.row(0.0, math.inf, *terms)
 
 
 def _capacity(build: _Build, home: _Home) -> Columns:

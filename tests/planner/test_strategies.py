@@ -26,7 +26,9 @@ NAMES = ("stow", "resident", "on-demand", "lru", "belady", "belady-prefetch")
 
 
 def test_the_registry_knows_every_strategy_once() -> None:
-    assert set(strategy_names()) == set(NAMES)
+    assert strategy_names()[0] == "stow"
+    assert set(NAMES) < set(strategy_names())
+    assert len(set(strategy_names())) == len(strategy_names())
     with pytest.raises(ValueError, match="twice"):
         register(type(strategies(["lru"])[0]))
     with pytest.raises(InputError, match="no strategy is called 'nobody'"):

@@ -1,0 +1,211 @@
+"""`stow-order`: other orders of the operators, each posed, scored and planned by `stow`; the simulator's best stays.
+
+Orders come from `solvers.ordering`. They are ranked by the live bytes that do not fit, then by the residency LP of
+each, a lower bound for every plan of that order: an order whose bound is not below the best plan so far is not planned.
+The program's order is planned first and with all of the effort, as `stow` alone has it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from ..ir.errors import InfeasibleError, TensorstowError, TimeLimitError
+from ..ir.graph import Graph
+from ..ir.machine import Machine
+from ..ir.plan import Plan
+from ..ir.sizes import format_size
+from ..solvers.ordering import Order, OrderingProblem, excess, peak, portfolio
+from ..solvers.ordering.portfolio import WINDOWS
+from .instance import Instance, make_instance
+from .stow import Stow
+from .strategies import Effort, register
+from .traffic_orders import ordering_problem
+
+SETTLED = 1.001
+"""A plan this near to computing alone cannot gain by another order."""
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class StowOrder:
+    """The best of `stow` in program order, with all of the effort, and of `stow` in other orders in what time is left.
+
+    `windows`: of the list schedules, in operators. `plans`: how many other orders are planned in full, time permitting.
+    `bounds`: how many are scored by their residency LP before. `search_share`: the part of the time limit that the
+    search for orders may take.
+    """
+
+    name: ClassVar[str] = "stow-order"
+    reorders: ClassVar[bool] = True
+    windows: tuple[int, ...] = WINDOWS
+    plans: int = 3
+    bounds: int = 6
+    search_share: float = 0.2
+
+    def plan(self, instance: Instance, effort: Effort) -> Plan:
+        """The best simulated plan over the orders that were tried; the errors of `stow` where none has a plan."""
+        search = _Search(self, instance, effort)
+        search.run()
+        if search.best is None:
+            raise search.error or TimeLimitError(f"'{self.name}' found no plan in {effort.time_limit_s:g} s")
+        return search.best
+
+
+@dataclass
+class _Search:
+    options: StowOrder
+    instance: Instance
+    effort: Effort
+    best: Plan | None = None
+    error: TensorstowError | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that remain."""
+        return self.effort.time_limit_s - (time.monotonic() - self.began)
+
+    def run(self) -> None:
+        """The order given; then others, the most promising first."""
+        self._plan(self.instance, self.effort.time_limit_s)
+        problem = order_problem(self.instance)
+        if problem.fixed or self._settled() or self.left_s <= 0:
+            return
+        others = self._bounded(self._posed(problem))
+        for number, (bound_s, posed) in enumerate(others[: self.options.plans]):
+            late = self.best is not None and self.left_s <= 0
+            if late or self._settled() or (self.best is not None and bound_s >= self.best.certificate.simulated_s):
+                return
+            remaining = min(self.options.plans, len(others)) - number
+            self._plan(posed, max(0.1, self.left_s / min(2, remaining)))
+
+    def _settled(self) -> bool:
+        compute_s = sum(self.instance.durations_ns) / 1e9
+        return self.best is not None and self.best.certificate.simulated_s <= SETTLED * compute_s
+
+    def _posed(self, problem: OrderingProblem) -> list[Instance]:
+        """Instances of other orders, those with the fewest live bytes above the capacity first; of equal ones, and
+        where all live bytes fit, those with the fewest live bytes over time, which leaves the most to weights."""
+        program = tuple(range(problem.steps))
+        capacity = self.instance.capacity_nbytes
+        level = capacity if peak(problem, program) > capacity else 0
+        found = portfolio(
+            problem,
+            windows=self.options.windows,
+            above_nbytes=level,
+            time_limit_s=min(self.left_s, self.options.search_share * self.effort.time_limit_s),
+            seed=self.effort.seed,
+        )
+        orders = sorted(found.values(), key=lambda o: (excess(problem, o, level), peak(problem, o), excess(problem, o)))
+        posed = (in_order(self.instance, order) for order in orders if order != program)
+        return [p for p in posed if p is not None]
+
+    def _bounded(self, posed: Sequence[Instance]) -> list[tuple[float, Instance]]:
+        """(bound in seconds, instance) by the LP of each order, the least first, while a third of the time is left."""
+        found = list[tuple[float, Instance]]()
+        for other in posed[: self.options.bounds]:
+            if found and self.left_s < self.effort.time_limit_s / 3:
+                break
+            result = other.relax(other.capacity_nbytes, time_limit_s=max(0.1, self.left_s / 4))
+            if result.bound is not None:
+                found.append((result.bound / 1e9, other))
+        return sorted(found, key=lambda pair: pair[0])
+
+    def _plan(self, instance: Instance, limit_s: float) -> None:
+        """Let `stow` plan an order; keep the plan if it is faster, or as fast and moves less."""
+        try:
+            plan = Stow().plan(instance, replace(self.effort, time_limit_s=limit_s))
+        except (InfeasibleError, TimeLimitError) as error:
+            self.error = self.error or error
+            return
+        if self.best is None or _cost(plan) < _cost(self.best):
+            self.best = replace(plan, strategy=self.options.name)
+
+
+def _cost(plan: Plan) -> tuple[float, int]:
+    return plan.certificate.simulated_s, sum(plan.certificate.moved_nbytes.values())
+
+
+def order_problem(instance: Instance) -> OrderingProblem:
+    """The instance's steps as operators to be ordered; a storage that is made anew is a value for each time."""
+    return ordering_problem(instance.graph, instance.order, _lives(instance), instance.durations_ns)
+
+
+def _lives(instance: Instance) -> list[tuple[str, int, list[int]]]:
+    """(storage, bytes, steps whose operators touch it) of each item; what the boundary of the pass adds is left out."""
+    touched = [set(instance.graph.touches(instance.graph.operator[o])) for o in instance.order]
+    return [(i.storage, i.nbytes, [t for t in i.touches if i.storage in touched[t]]) for i in instance.items]
+
+
+def in_order(instance: Instance, order: Order) -> Instance | None:
+    """The instance posed in another order of its steps. Where all inputs beside the first operator, or all outputs
+    beside the last, then exceed the capacity, others are put first and last; None where that does not help either."""
+    for better in (None, tight_ends):
+        names = tuple(instance.order[t] for t in (better(instance, order) if better else order))
+        try:
+            return make_instance(instance.graph, instance.machine, mode=instance.mode, order=names)
+        except InfeasibleError:
+            continue
+    return None
+
+
+def tight_ends(instance: Instance, order: Order) -> Order:
+    """`order` (steps of `instance`) with the operator first that needs least beside all inputs, and the one last that
+    needs least beside all outputs.
+
+    All other steps hold an operator's operands and results whatever the order, and any operator that waits for none may
+    be first, any that none waits for last: so no order has a smaller largest working set than this one.
+    """
+    steps = instance.steps
+    if steps < 2:
+        return order
+    problem = order_problem(instance)
+    boundary = instance.graph.inputs, instance.graph.outputs
+    beside = [_beside(instance, set(instance.graph.storages_of(ids)), last) for last, ids in enumerate(boundary)]
+    sources = sorted((t for t in range(steps) if not problem.before[t]), key=lambda t: (beside[0][t], t))
+    sinks = sorted((t for t in range(steps) if not problem.after[t]), key=lambda t: (beside[1][t], -t))
+    # An operator that could be both must not be: of the two best of either there is a pair that is best.
+    pairs = [(f, k) for f in sources[:2] for k in sinks[:2] if f != k]
+    first, last = min(pairs, key=lambda p: max(beside[0][p[0]], beside[1][p[1]]))
+    return (first, *(t for t in order if t not in (first, last)), last)
+
+
+def _beside(instance: Instance, storages: set[str], last: int) -> list[int]:
+    """Bytes of each step's operator together with these storages, as they are first made, or last."""
+    life: dict[str, int] = {}
+    for i, item in enumerate(instance.items):
+        if item.storage in storages and (last or item.storage not in life):
+            life[item.storage] = i
+    chosen = set(life.values())
+    found = [sum(instance.items[i].nbytes for i in chosen)] * instance.steps
+    for i, (_, nbytes, touches) in enumerate(_lives(instance)):
+        for t in touches:
+            found[t] += 0 if i in chosen else nbytes
+    return found
+
+
+def feasible_instance(graph: Graph, machine: Machine, *, mode: str = "inference") -> Instance:
+    """The graph posed in program order if that fits, else in the order whose largest working set is least.
+
+    InfeasibleError: no order fits; it names the smallest budget over all orders.
+    """
+    try:
+        return make_instance(graph, machine, mode=mode)
+    except InfeasibleError as error:
+        of_program = error
+    fast = machine.tier[machine.units[0].tier]
+    needed = of_program.smallest_nbytes or 0
+    roomy = make_instance(graph, machine.with_capacity({fast.name: needed}), mode=mode)
+    names = tuple(roomy.order[t] for t in tight_ends(roomy, tuple(range(roomy.steps))))
+    try:
+        return make_instance(graph, machine, mode=mode, order=names)
+    except InfeasibleError as error:
+        least = min(needed, error.smallest_nbytes or needed)
+        text = str(error if least < needed else of_program)
+        raise InfeasibleError(
+            f"{text}; no order of the operators needs less (the program's needs {format_size(needed)})",
+            smallest_nbytes=least,
+        ) from error

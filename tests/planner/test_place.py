@@ -1,0 +1,108 @@
+"""Placement: parts of items, stores that take their time, and training graphs through the checker and above the bound."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorstow.ir.check import check
+from tensorstow.ir.errors import InfeasibleError, TimeLimitError
+from tensorstow.planner.build import find_bound, run_strategy
+from tensorstow.planner.instance import make_instance
+from tensorstow.planner.place import place
+from tensorstow.planner.realise import realise
+from tensorstow.planner.stays import Decisions, bodies_of, live_peak, make_stays, stays_of
+from tensorstow.planner.strategies import Effort, strategies
+
+from ..graphs import KIB, chain, machine, training
+
+
+def test_a_range_that_stays_and_one_that_leaves_lie_side_by_side() -> None:
+    graph = chain([64 * KIB] * 4)
+    instance = make_instance(graph, machine(1 << 20))
+    item = next(i for i, it in enumerate(instance.items) if it.storage == "w1")
+    decisions = Decisions(frozenset({(item, 0)}), {(item, 0): 24 * KIB})
+    stays = [s for s in stays_of(instance, decisions) if s.item == item]
+    assert [(s.lo, s.hi, s.always) for s in stays] == [(0, 24 * KIB, True), (24 * KIB, 64 * KIB, False)]
+    assert [len(b) for b in bodies_of(instance, stays)] == [2]
+    placed = place(instance, stays_of(instance, decisions), decisions, packing_time_s=1)
+    assert placed is not None
+    bases = {p.offset - p.lo for p in placed if p.stay.item == item}
+    assert len(bases) == 1
+    plan = realise(instance, placed, "parts")
+    assert [(t.lo, t.hi) for t in plan.transfers] == [(24 * KIB, 64 * KIB)]
+    assert not [v for v in check(plan, graph, machine(1 << 20)) if v.kind != "bound"]
+
+
+def test_what_moves_in_chunks_is_one_body() -> None:
+    instance = make_instance(chain([64 * KIB] * 4), machine(1 << 20))
+    item = next(i for i, it in enumerate(instance.items) if it.storage == "w2")
+    stays = [s for s in make_stays(instance, {(item, 0)}, chunk_nbytes=20 * KIB) if s.item == item]
+    assert [(s.lo, s.hi) for s in stays] == [(0, 20480), (20480, 40960), (40960, 61440), (61440, 65536)]
+    assert len(bodies_of(instance, stays)) == 1
+
+
+def test_an_optimizer_state_that_leaves_is_stored_after_its_write() -> None:
+    graph = training([64 * KIB] * 4, activation=16 * KIB)
+    box = machine(360 * KIB, bytes_per_s=4e10)
+    plan = strategies(["stow"])[0].plan(make_instance(graph, box), Effort(5))
+    written = {s for s in ("m0", "m1", "m2", "m3", "w0", "w1", "w2", "w3")}
+    stores = [t for t in plan.transfers if t.target == "ssd" and t.storage in written]
+    assert stores
+    last = {s: max(i for i, step in enumerate(plan.steps) if step.op == f"u{s[1:]}") for s in written}
+    for t in stores:
+        assert (t.after - last[t.storage] - 1) % len(plan.steps) < len(plan.steps)
+        assert not t.after <= last[t.storage] < t.before
+    assert not [v for v in check(plan, graph, box) if v.kind != "bound"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.floats(0.0, 1.0),
+    st.sampled_from([1e9, 1e11]),
+)
+def test_training_plans_pass_the_checker_and_stay_above_the_bound(
+    layers: list[int], activation: int, room: float, rate: float
+) -> None:
+    graph = training([n * 8 * KIB for n in layers], activation=activation * 4 * KIB)
+    roomy = make_instance(graph, machine(1 << 40, bytes_per_s=rate))
+    least = max(roomy.base_nbytes)
+    box = machine(least + int(room * (roomy.peak_of_all() - least)) + 1, bytes_per_s=rate)
+    instance = make_instance(graph, box)
+    bound = find_bound(instance, time_limit_s=20)
+    for name in ("stow", "on-demand", "belady-prefetch"):
+        try:
+            plan = run_strategy(strategies([name])[0], instance, bound, Effort(2))
+        except (InfeasibleError, TimeLimitError):
+            continue
+        assert plan.certificate.simulated_s >= bound.seconds * (1 - 1e-9)
+
+
+def test_reserved_loads_keep_place_and_time() -> None:
+    graph = chain([64 * KIB] * 8, ns=100_000)
+    box = machine(300 * KIB)
+    instance = make_instance(graph, box)
+    evicted = frozenset((g.item, g.before) for g in instance.gaps)
+    item = next(i for i, it in enumerate(instance.items) if it.storage == "w5")
+    decisions = Decisions(evicted, reserved=frozenset({(item, 5)}))
+    assert live_peak(instance, stays_of(instance, decisions)) <= instance.capacity_nbytes
+    placed = place(instance, stays_of(instance, decisions), decisions, packing_time_s=1)
+    assert placed is not None
+    (load,) = [p for p in placed if p.stay.item == item]
+    assert load.start < 5
+    assert not [v for v in check(realise(instance, placed, "r"), graph, box) if v.kind != "bound"]
+
+
+def test_a_graph_that_trains_runs_in_less_than_all_of_it() -> None:
+    graph = training([64 * KIB] * 5, activation=16 * KIB)
+    roomy = make_instance(graph, machine(1 << 40))
+    box = machine(int(roomy.peak_of_all() * 0.7), bytes_per_s=1e11)
+    instance = make_instance(graph, box)
+    bound = find_bound(instance, time_limit_s=20)
+    plan = run_strategy(strategies(["stow"])[0], instance, bound, Effort(10))
+    assert plan.certificate.simulated_s <= 1.3 * bound.seconds
+    with pytest.raises(InfeasibleError):
+        strategies(["resident"])[0].plan(instance, Effort(1))
