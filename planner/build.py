@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.check import check
@@ -11,6 +12,7 @@ from ..ir.plan import Certificate, Plan
 from .bounds import ROUNDING, Bound, bound_of_plan, find_bound
 from .instance import Instance, make_instance
 from .levels import plan_levels
+from .order import StowOrder, feasible_instance
 from .strategies import Effort, Strategy, strategies
 from .validate import validate
 
@@ -54,6 +56,13 @@ def judge(plan: Plan, instance: Instance, bound: Bound, *, time_limit_s: float) 
     return plan, own
 
 
+def instance_for(chosen: Sequence[Strategy], graph: Graph, machine: Machine, *, mode: str) -> Instance:
+    """`graph` posed on `machine` in its own order; where that does not fit and a strategy may choose, in one that does."""
+    if any(isinstance(s, StowOrder) for s in chosen):
+        return feasible_instance(graph, machine, mode=mode)
+    return make_instance(graph, machine, mode=mode)
+
+
 def plan_graph(
     graph: Graph,
     machine: Machine,
@@ -66,6 +75,6 @@ def plan_graph(
     """The plan of one strategy with its certificate. Raises InfeasibleError, TimeLimitError and InputError."""
     (chosen,) = strategies([strategy])
     validate(graph, machine)
-    instance = make_instance(graph, machine, mode=mode)
+    instance = instance_for((chosen,), graph, machine, mode=mode)
     bound = find_bound(instance, time_limit_s=time_limit_s)
     return run_strategy(chosen, instance, bound, Effort(time_limit_s, seed))

@@ -12,7 +12,8 @@ from ..ir.graph import Graph
 from ..ir.machine import Machine
 from ..ir.plan import Plan
 from .bounds import Bound, common_bound, find_bounds, largest
-from .instance import Instance, make_instance
+from .build import instance_for
+from .instance import Instance
 from .strategies import Effort, Strategy, strategies
 from .validate import validate
 from .workers import Outcome, Task, run_here, run_in_workers
@@ -152,7 +153,7 @@ def compare(
     trials = Trials(seeds=(seed,)) if trials is None else trials
     chosen = _chosen(names, trials)
     validate(graph, machine)
-    instance = make_instance(graph, machine, mode=mode)
+    instance = instance_for(chosen, graph, machine, mode=mode)
     bounds = find_bounds(instance, time_limit_s=time_limit_s)
     bound = largest(bounds)
     tasks = [

@@ -131,7 +131,8 @@ def _as_available(instance: Instance, plan: Plan, timeline: Timeline, longest_ns
         for part in _parts(instance, t, max(1, -(-link.busy_ns(t.nbytes) // max(longest_ns, 1)))):
             waiting.setdefault(link.lane, []).append((part, link.busy_ns(part.nbytes)))
     order: list[Transfer] = []
-    for queue in waiting.values():
+    # Of two that may start at once the first in the plan counts as earlier: what is stored, before it is loaded again.
+    for _, queue in sorted(waiting.items(), key=lambda lane: lane[1][0][0].target != plan.home_tier):
         now, at = 0, 0
         ready: list[tuple[int, int, int]] = []
         while at < len(queue) or ready:

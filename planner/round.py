@@ -100,13 +100,20 @@ def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capac
 
     At the step that overflows most, the gap with the largest fraction absent goes, among equals the longest.
     """
+    start, end, _ = _gap_arrays(instance)
+    fractions = np.asarray(absent[: len(start)], dtype=np.float64)
+    out = np.zeros(len(start), dtype=np.bool_)
+    out[list(evicted)] = True
     profile = kept_profile(instance, evicted)
     while int(profile.max(initial=0)) > capacity_nbytes:
         t = int(profile.argmax())
-        over = [g for g in _gaps_over(instance, t) if g not in evicted]
-        if not over:
+        over = np.flatnonzero(
+            (((start < t) & (t < end)) | ((start < t + instance.steps) & (t + instance.steps < end))) & ~out
+        )
+        if not len(over):
             return False
-        worst = max(over, key=lambda g: (absent[g], instance.gaps[g].end - instance.gaps[g].start))
+        worst = int(over[np.lexsort((-over, (end - start)[over], fractions[over]))[-1]])
+        out[worst] = True
         evicted.add(worst)
         _add(profile, instance, worst, -1)
     return True
@@ -137,11 +144,22 @@ def fill(
 
 def kept_profile(instance: Instance, evicted: set[int]) -> NDArray[np.int64]:
     """Bytes at each step of operands, results and the items kept over it."""
-    profile = np.asarray(instance.base_nbytes, dtype=np.int64).copy()
-    for g in range(len(instance.gaps)):
-        if g not in evicted:
-            _add(profile, instance, g, 1)
-    return profile
+    start, end, nbytes = _gap_arrays(instance)
+    kept = np.ones(len(start), dtype=np.bool_)
+    kept[list(evicted)] = False
+    change = np.zeros(2 * instance.steps + 2, dtype=np.int64)
+    np.add.at(change, start[kept] + 1, nbytes[kept])
+    np.add.at(change, end[kept], -nbytes[kept])
+    level = np.cumsum(change)
+    base = np.asarray(instance.base_nbytes, dtype=np.int64)
+    return base + level[: instance.steps] + level[instance.steps : 2 * instance.steps]
+
+
+def _gap_arrays(instance: Instance) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Start, end and bytes of each gap."""
+    rows = [(g.start, g.end, instance.items[g.item].nbytes) for g in instance.gaps]
+    start, end, nbytes = np.asarray(rows, dtype=np.int64).reshape(-1, 3).T
+    return start, end, nbytes
 
 
 def _add(profile: NDArray[np.int64], instance: Instance, g: int, sign: int) -> None:
@@ -150,11 +168,6 @@ def _add(profile: NDArray[np.int64], instance: Instance, g: int, sign: int) -> N
     profile[gap.start + 1 : min(gap.end, instance.steps)] += nbytes
     if gap.end > instance.steps:
         profile[: gap.end - instance.steps] += nbytes
-
-
-def _gaps_over(instance: Instance, t: int) -> list[int]:
-    steps = instance.steps
-    return [g for g, gap in enumerate(instance.gaps) if gap.start < t < gap.end or gap.start < t + steps < gap.end]
 
 
 def to_decisions(

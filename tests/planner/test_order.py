@@ -24,7 +24,7 @@ from tensorstow.solvers.ordering import check_order, list_order, live_profile, s
 
 from ..graphs import KIB, chain, machine, training
 
-EFFORT = Effort(60.0)
+EFFORT = Effort(5.0)
 ROOMY = 1 << 40
 
 
@@ -207,10 +207,10 @@ def test_a_smaller_budget_becomes_reachable() -> None:
     assert feasible_instance(graph, machine(56 * KIB)).order == ("a", "b", "c", "y")
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.integers(0, 10**6), st.integers(2, 10), st.floats(0.0, 0.8))
-def test_plans_pass_the_checker_and_are_no_slower_than_stow(seed: int, count: int, share: float) -> None:
-    instance = tight(random_graph(seed, count), share)
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_plans_pass_the_checker_and_are_no_slower_than_stow(seed: int) -> None:
+    """With so much time that no limit is met, both are the same at every run."""
+    instance = tight(random_graph(seed, 2 + seed % 7), 0.2 * (seed % 5))
     alone = Stow().plan(instance, Effort(600.0))
     bound = find_bound(instance, time_limit_s=60)
     plan = run_strategy(StowOrder(plans=1, bounds=2, search_share=0.001), instance, bound, Effort(600.0))

@@ -48,23 +48,23 @@ def test_no_base_is_better(
     assert done <= every[base] + 0.5 + 1e-9
 
 
+def ring(taken: list[tuple[int, int, float]], rule: int, pointer: int) -> int:
+    low, high, free = (np.array([t[k] for t in taken]) for k in range(3))
+    base, _ = land(
+        low.astype(np.int64), high.astype(np.int64), free.astype(np.float64),
+        bottom=0, top=100, nbytes=30, alignment=1, start_ns=0.0, due_ns=9.0, bytes_per_ns=10.0,
+        rule=rule, pointer=pointer,
+    )  # fmt: skip
+    return base
+
+
 def test_the_ring_goes_on_from_its_pointer_and_round() -> None:
-    none = np.array([], dtype=np.int64), np.array([], dtype=np.int64), np.array([], dtype=np.float64)
-    where = {
-        "bottom": 0,
-        "top": 100,
-        "nbytes": 30,
-        "alignment": 1,
-        "start_ns": 0.0,
-        "due_ns": 9.0,
-        "bytes_per_ns": 10.0,
-    }
-    occupied = np.array([40]), np.array([50]), np.array([float("inf")])
-    assert land(*none, **where, rule=LOWEST, pointer=0)[0] == 0
-    assert land(*occupied, **where, rule=RING, pointer=35)[0] == 50
-    assert land(*occupied, **where, rule=RING, pointer=80)[0] == 0
+    assert ring([], LOWEST, 0) == 0
+    assert ring([(40, 50, float("inf"))], RING, 35) == 50
+    assert ring([(40, 50, float("inf"))], RING, 80) == 0
 
 
 def test_parts_are_cut_where_the_time_changes() -> None:
-    low, high, free = np.array([0, 10, 30]), np.array([10, 20, 40]), np.array([5.0, 1.0, 7.0])
+    low, high = np.array([0, 10, 30], dtype=np.int64), np.array([10, 20, 40], dtype=np.int64)
+    free = np.array([5.0, 1.0, 7.0], dtype=np.float64)
     assert segments(low, high, free, 4, 30, 2.0) == [(0, 6, 5.0), (6, 26, 2.0), (26, 30, 7.0)]
