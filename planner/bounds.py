@@ -38,7 +38,6 @@ class Scope:
 
 ANY_ORDER = Scope(other_orders=True)
 ANY_ORDER_AND_TIERS = Scope(other_orders=True, other_tiers=True)
-REPEATS = Scope(repeats=True)
 ANY_REPEATS = Scope(other_orders=True, repeats=True)
 ANY_REPEATS_AND_TIERS = Scope(other_orders=True, repeats=True, other_tiers=True)
 ANY = Scope(True, True, True, True)
@@ -132,7 +131,7 @@ def bound_of_plan(plan: Plan, instance: Instance, given: Bound, *, time_limit_s:
     otherwise = find_bound(instance, time_limit_s=time_limit_s, scope=needed)
     first_calls = tuple(dict.fromkeys(s.op for s in plan.steps))
     if first_calls == instance.order and not (needed.other_tiers or needed.other_units or instance.middle):
-        joint = Bound(*recompute_bound(instance, time_limit_s=time_limit_s), scope=REPEATS)
+        joint = Bound(*recompute_bound(instance, time_limit_s=time_limit_s), scope=needed)
         return max(otherwise, joint, key=lambda b: b.seconds)
     return otherwise
 

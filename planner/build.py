@@ -57,7 +57,8 @@ def judge(plan: Plan, instance: Instance, bound: Bound, *, time_limit_s: float) 
 
 
 def instance_for(chosen: Sequence[Strategy], graph: Graph, machine: Machine, *, mode: str) -> Instance:
-    """`graph` posed on `machine` in its own order; where that does not fit and a strategy may choose, in one that does."""
+    """`graph` posed on `machine` in its own order; where that does not fit and a strategy may choose, in one that
+    does."""
     if any(isinstance(s, StowOrder) for s in chosen):
         return feasible_instance(graph, machine, mode=mode)
     return make_instance(graph, machine, mode=mode)

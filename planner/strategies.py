@@ -11,6 +11,26 @@ from ..ir.errors import InputError
 from ..ir.plan import Plan
 from .instance import Instance
 
+MODULES = (
+    "stow",
+    "recompute",
+    "order",
+    "baselines",
+    "tflite",
+    "cosma",
+    "traffic",
+    "published.offload_all",
+    "published.checkpointing",
+    "published.capuchin",
+    "published.memo",
+    "published.checkmate",
+    "published.poet",
+    "published.flexgen",
+    "published.xla",
+    "published.mallocgame",
+)
+"""The modules that register strategies, ours first: the order in which they are named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
@@ -61,22 +81,7 @@ def strategies(names: Iterable[str]) -> list[Strategy]:
 
 def _load_all() -> None:
     """Import the modules that register strategies: here, not on top, as each of them imports this one."""
-    for module in (
-        "stow",
-        "recompute",
-        "order",
-        "baselines",
-        "tflite",
-        "cosma",
-        "traffic",
-        "published.offload_all",
-        "published.checkpointing",
-        "published.capuchin",
-        "published.memo",
-        "published.checkmate",
-        "published.poet",
-        "published.flexgen",
-        "published.xla",
-        "published.mallocgame",
-    ):
-        import_module(f".{module}", __package__)
+    found = [import_module(f".{module}", __package__).__name__ for module in MODULES]
+    place = {module: n for n, module in enumerate(found)}
+    for name in sorted(_REGISTRY, key=lambda n: place.get(_REGISTRY[n].__module__, len(place))):
+        _REGISTRY[name] = _REGISTRY.pop(name)

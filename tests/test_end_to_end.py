@@ -20,6 +20,7 @@ from onnx.numpy_helper import from_array
 
 from tensorstow.execute import random_inputs
 from tensorstow.ir.check import check
+from tensorstow.ir.errors import NotApplicableError
 from tensorstow.ir.files import PlanFile, read_plan, write_plan
 from tensorstow.ir.machine import Machine
 from tensorstow.planner.build import plan_graph
@@ -191,7 +192,11 @@ KEEPS_WEIGHTS = {"resident", "checkpoint-sqrt", "checkpoint-mincut", "capuchin",
 def test_every_strategy_runs_with_equal_bits(cnn: Subject, mlp: Subject, strategy: str) -> None:
     for subject in (cnn, mlp):
         nbytes = subject.peak * 5 // 4 if strategy in KEEPS_WEIGHTS else (subject.peak + subject.smallest()) // 2
-        file = subject.plan(nbytes, strategy)
+        try:
+            file = subject.plan(nbytes, strategy)
+        except NotApplicableError as error:  # what these two networks have not
+            assert strategy == "memo", str(error)
+            pytest.skip(str(error))
         assert file.plan.strategy.startswith(strategy)
         subject.check_exact(file, passes=3)
 

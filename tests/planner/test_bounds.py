@@ -218,7 +218,9 @@ def test_three_tiers_in_a_chain() -> None:
     assert deeper.nbytes[0] == ("from below nvme", (640 + 8 - 400) * KIB)
     assert deeper.seconds == pytest.approx(248 * KIB / 1e7)
     assert find_bound(instance, time_limit_s=5) is not None
-    assert largest(found.values()) == deeper
+    best = largest(found.values())
+    assert best.kind.startswith("residency LP on 3 tiers")
+    assert best.seconds >= deeper.seconds
     assert any("residency LP" in kind and "nvme->dram alone" in kind for kind in found)
 
 
