@@ -26,30 +26,40 @@ class Stow:
 
     `refinements`: how often the best cut's neighbourhood is halved. `search_share`: the part of the time limit that is
     spent once there is an answer. `good_enough`: differences of time below this share are none; fewer bytes decide
-    then, and a plan that is as near to the bound and moves hardly more than the LP ends the search.
+    then, and a plan that is as near to the bound and moves hardly more than the LP ends the search. The others switch
+    an idea off, to measure what it is worth: the search over cuts, the roundings beyond halves, the prefetching replay
+    of Belady's cache, the favoured loads, the exchange of evictions.
     """
 
     name: ClassVar[str] = "stow"
     refinements: int = 3
     search_share: float = 0.15
     good_enough: float = 0.001
+    cuts: bool = True
+    roundings: bool = True
+    replay: bool = True
+    favour: bool = True
+    exchange: bool = True
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The best simulated plan of the portfolio."""
         time_s = self.search_share * effort.time_limit_s
         search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough)
-        for cut in search.cuts():
+        for cut in search.cuts() if self.cuts else search.cuts()[:1]:
             search.try_cut(cut, roundings=1)
-        cached = replay_cache(instance, instance.capacity_nbytes, farthest, prefetch=True)
-        if cached is not None and not search.finished:
-            search.score(cached)
-        for cut in search.best_cuts(2):
+        if self.replay and not search.finished:
+            cached = replay_cache(instance, instance.capacity_nbytes, farthest, prefetch=True)
+            if cached is not None:
+                search.score(cached)
+        for cut in search.best_cuts(2) if self.roundings else ():
             search.try_cut(cut)
-        for _ in range(self.refinements if search.scores else 0):
+        for _ in range(self.refinements if search.scores and self.cuts else 0):
             for cut in search.between_best():
                 search.try_cut(cut, roundings=2)
-        search.favour()
-        search.exchange()
+        if self.favour:
+            search.favour()
+        if self.exchange:
+            search.exchange()
         if search.best is None:
             raise TimeLimitError(
                 f"no addresses were found inside {format_size(instance.fast.usable_nbytes)} of tier "
