@@ -132,6 +132,7 @@ def test_fit_never_gives_a_negative_rate() -> None:
 
 NEEDS = """
 import ctypes, numpy as np
+from tensorstow.runtime.memory import settle_allocator
 from tensorstow.runtime.workspace import measure_workspace
 
 libc = ctypes.CDLL(None)
