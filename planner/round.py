@@ -91,8 +91,13 @@ def spare_small(instance: Instance, evicted: set[int]) -> set[int]:
     return {g for g in evicted if _large(instance, g)}
 
 
+def worth_moving(instance: Instance) -> int:
+    """The fewest bytes that are worth a transfer of their own: `PART_NBYTES`, or a thousandth of a small capacity."""
+    return min(PART_NBYTES, instance.capacity_nbytes // 1000)
+
+
 def _large(instance: Instance, g: int) -> bool:
-    return instance.items[instance.gaps[g].item].nbytes >= min(PART_NBYTES, instance.capacity_nbytes // 1000)
+    return instance.items[instance.gaps[g].item].nbytes >= worth_moving(instance)
 
 
 def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> bool:

@@ -14,7 +14,6 @@ from .instance import Instance
 from .place import place
 from .realise import realise
 from .round import (
-    PART_NBYTES,
     diffuse,
     fill,
     fluid,
@@ -24,6 +23,7 @@ from .round import (
     spread_evictions,
     threshold,
     to_decisions,
+    worth_moving,
 )
 from .stays import Decisions, Landing, live_peak, stays_of
 
@@ -185,12 +185,15 @@ class Search:
 
     def favour(self) -> None:
         """Give the loads that came late place and time before the others, as long as it helps: what squeaks gets the
-        oil (Joslin and Clements, JAIR 10, 1999). All at once, or half of them, and so on down to each by itself."""
+        oil (Joslin and Clements, JAIR 10, 1999). All at once, or half of them, and so on down to each by itself; for
+        half of the time that is left."""
+        spent = time.monotonic() - self.began
+        until = self.began + spent + max(0.0, self.time_s - spent) / 2
         for score, decisions, plan in list(self.found[:FAVOURED]):
             fruitless, tried = 0, frozenset[tuple[int, int]]()
             late = self._late_loads(plan, decisions)
             number = len(late)
-            while number and fruitless < FRUITLESS_ROUNDS and not self.finished:
+            while number and fruitless < FRUITLESS_ROUNDS and not self.finished and time.monotonic() < until:
                 chosen = frozenset(late[:number])
                 changed = replace(decisions, reserved=decisions.reserved | chosen)
                 new = self.score(changed)
@@ -225,7 +228,7 @@ class Search:
             for change in chain(singles, pairs):
                 if self.finished:
                     return
-                changed = replace(start, evicted=start.evicted ^ change, kept_nbytes={})
+                changed = replace(start, evicted=start.evicted ^ change, kept_nbytes={}, reserved=frozenset())
                 if self.score(changed) < score * (1 - self.good_enough):
                     improved = True
                     break
@@ -252,5 +255,5 @@ def _roundings(
         decisions = to_decisions(instance, evicted, fill(instance, absent, evicted, capacity), stall_ns)
         yield decisions
         yield replace(decisions, landing=Landing.LOWEST)
-    evicted, kept = fluid(instance, absent, PART_NBYTES)
+    evicted, kept = fluid(instance, absent, worth_moving(instance))
     yield to_decisions(instance, evicted, kept, stall_ns)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..solvers.landing import LOWEST, RING, land, segments
 from .instance import Instance
-from .round import PART_NBYTES
+from .round import worth_moving
 from .stays import Decisions, Landing, Placed
 from .timetable import Clock, Ints, is_reserved, pauses_before, store_job
 
@@ -73,6 +73,7 @@ class _Yard:
         self.alignment = max(instance.home.alignment, instance.fast.alignment)
         self.bytes_per_ns = instance.machine.link[instance.home.name, instance.fast.name].bytes_per_s / 1e9
         self.rule = _RULES[landing]
+        self.least_nbytes = worth_moving(instance)
         self.latest_end = bottom  # of the address range that was given last
         room = 2 * len(pieces) + 64
         self.columns: Ints = np.zeros((4, room), dtype=np.int64)
@@ -134,7 +135,7 @@ class _Yard:
             return False
         self.latest_end = base + piece.nbytes
         parts = segments(self.low[near], self.high[near], free_ns, base, piece.nbytes, float(start_ns))
-        self._come_in_parts(i, base, _joined(parts, self.alignment), start_ns)
+        self._come_in_parts(i, base, _joined(parts, self.alignment, self.least_nbytes), start_ns)
         return True
 
     def _come_in_parts(self, i: int, base: int, parts: list[tuple[int, int, float]], start_ns: float) -> None:
@@ -235,15 +236,15 @@ class _Yard:
         self.columns[3, i] = instant
 
 
-def _joined(parts: list[tuple[int, int, float]], alignment: int) -> list[tuple[int, int, float]]:
-    """Parts of whole blocks, none below `PART_NBYTES` but where there is only one: small ones go with a neighbour."""
+def _joined(parts: list[tuple[int, int, float]], alignment: int, least_nbytes: int) -> list[tuple[int, int, float]]:
+    """Parts of whole blocks, none below `least_nbytes` but where there is only one: small ones go with a neighbour."""
     found: list[tuple[int, int, float]] = []
     for lo, hi, free in parts:
         lo = found[-1][1] if found else lo
         hi = min(-(-hi // alignment) * alignment, parts[-1][1])
         if hi <= lo:
             found[-1] = (found[-1][0], found[-1][1], max(found[-1][2], free))
-        elif found and min(hi - lo, found[-1][1] - found[-1][0]) < PART_NBYTES:
+        elif found and min(hi - lo, found[-1][1] - found[-1][0]) < least_nbytes:
             found[-1] = (found[-1][0], hi, max(found[-1][2], free))
         else:
             found.append((lo, hi, free))
