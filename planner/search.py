@@ -39,6 +39,9 @@ KEPT, FAVOURED = 6, 3
 QUICK_S = 0.7
 """A linear program that took longer is not solved again."""
 
+PACKING_S = 0.3
+"""Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
+
 FRUITLESS_ROUNDS = 5
 LATE_NS = 1000
 
@@ -155,7 +158,7 @@ class Search:
         stays = stays_of(instance, decisions)
         if live_peak(instance, stays) > instance.capacity_nbytes:
             return float("inf")
-        placed = place(instance, stays, decisions, packing_time_s=1.0, seed=self.seed)
+        placed = place(instance, stays, decisions, packing_time_s=PACKING_S, seed=self.seed)
         if placed is None:
             return float("inf")
         plan = self.last = realise(instance, placed, self.strategy)

@@ -47,9 +47,9 @@ class Stow:
         search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough)
         for cut in search.cuts() if self.cuts else search.cuts()[:1]:
             search.try_cut(cut, roundings=1)
-        if self.replay and not search.finished:
-            cached = replay_cache(instance, instance.capacity_nbytes, farthest, prefetch=True)
-            if cached is not None:
+        for cut in search.cuts() if self.replay else ():
+            cached = replay_cache(instance, instance.capacity_nbytes - cut, farthest, prefetch=True)
+            if cached is not None and not search.finished:
                 search.score(cached)
         for cut in search.best_cuts(2) if self.roundings else ():
             search.try_cut(cut)
