@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, pairwise
 
+import numpy as np
+
 from ..ir.plan import Plan
 from ..ir.simulate import simulate
+from ..solvers.landing import LOWEST, land
+from ..solvers.packing.solve import load_compiled
 from .instance import Instance
 from .place import place
 from .realise import realise
@@ -53,6 +57,16 @@ def _moved(plan: Plan) -> int:
 def _burden(plan: Plan) -> int:
     """Bytes moved, and a constant for each transfer, as a thread that wakes takes a core from the kernels."""
     return _moved(plan) + TRANSFER_NBYTES * len(plan.transfers)
+
+
+def warm_up() -> None:
+    """Load or compile the code that placement calls, so that no search spends its time on that."""
+    none = np.zeros(0, dtype=np.int64)
+    land(
+        none, none, np.zeros(0),
+        bottom=0, top=2, nbytes=1, alignment=1, start_ns=0.0, due_ns=0.0, bytes_per_ns=1.0, rule=LOWEST, pointer=0,
+    )  # fmt: skip
+    load_compiled([], None)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from .instance import Instance
 from .replay import farthest, replay_cache
-from .search import Search
+from .search import Search, warm_up
 from .strategies import Effort, register
 
 
@@ -43,6 +43,7 @@ class Stow:
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The best simulated plan of the portfolio."""
+        warm_up()
         time_s = self.search_share * effort.time_limit_s
         search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough)
         for cut in search.cuts() if self.cuts else search.cuts()[:1]:

@@ -70,10 +70,15 @@ def test_no_watch_is_above_the_fine_optimum(problem: ResidencyProblem, data: st.
 @settings(max_examples=120, deadline=None)
 @given(problems())
 def test_watching_everything_gives_the_fine_optimum(problem: ResidencyProblem) -> None:
+    """For what a pass makes or only reads; of what is written in every pass the coarse program asks less."""
     fine = solve_residency(problem, time_limit_s=60.0)
     assert fine.objective is not None
-    everything = list(range(2 * len(problem.durations_ns)))
-    assert watched_bound(problem, everything) == pytest.approx(fine.objective, rel=1e-5, abs=10)
+    steps = len(problem.durations_ns)
+    watched = watched_bound(problem, list(range(2 * steps)))
+    if any(not gap.clean and gap.end >= steps for gap in problem.gaps):
+        assert watched <= fine.objective * (1 + 1e-5) + 10
+    else:
+        assert watched == pytest.approx(fine.objective, rel=1e-5, abs=10)
 
 
 @settings(max_examples=120, deadline=None)
