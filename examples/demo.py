@@ -34,7 +34,7 @@ def main() -> None:
         plan = Path(temporary) / "plan.json"
         tensorstow("plan", str(model), "--tier", BUDGET, "--profile", "-o", str(plan))
         tensorstow("show", str(plan))
-        tensorstow("compare", str(model), "--tier", BUDGET)
+        tensorstow("compare", str(model), "--tier", BUDGET, "--strategies", "stow,flexgen,belady-prefetch,lru,resident")
         tensorstow("run", str(plan), "--verify")
 
 
