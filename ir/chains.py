@@ -35,6 +35,11 @@ def permanent(r: Residency, total: int) -> bool:
     return r.end - r.start == total
 
 
+def covers(r: Residency, step: int, total: int) -> bool:
+    """Whether `r` lasts throughout `step`, of this pass or as step of the next one."""
+    return r.start <= step < r.end or r.start <= step + total < r.end
+
+
 def holds(r: Residency, t: Transfer, total: int, *, homed: bool) -> bool:
     """Whether `r` covers the bytes of `t` from instant `t.after` through `t.before`."""
     if not (r.lo <= t.lo and t.hi <= r.hi):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
+from .chains import covers
 from .codec import digest
 from .contents import Violation, check_contents
 from .errors import InputError
@@ -153,7 +154,7 @@ def _check_storage(
     if is_output and total:
         needed.append((total - 1, compute_tier))
     for step, tier in sorted(set(needed)):
-        live = [r for r in stays if r.tier == tier and _covers(r, step, total)]
+        live = [r for r in stays if r.tier == tier and covers(r, step, total)]
         yield from _check_presence(storage, step, tier, live)
     yield from _check_once(storage, stays, total)
     yield from check_contents(plan, graph, storage, uses, moves, tiers)
@@ -163,17 +164,13 @@ def _check_once(storage: Storage, stays: tuple[Residency, ...], total: int) -> I
     """No byte has two places in a tier at an instant: a transfer could not say which one it means."""
     for i, r in enumerate(stays):
         for other in stays[:i]:
-            together = _covers(r, other.start, total) or _covers(other, r.start, total)
+            together = covers(r, other.start, total) or covers(other, r.start, total)
             if together and r.tier == other.tier and r.lo < other.hi and other.lo < r.hi:
                 yield Violation(
                     "twice",
                     f"'{storage.id}' is resident in '{r.tier}' at {r.offset} in steps [{r.start}, {r.end}) and at "
                     f"{other.offset} in steps [{other.start}, {other.end})",
                 )
-
-
-def _covers(r: Residency, step: int, total: int) -> bool:
-    return r.start <= step < r.end or r.start <= step + total < r.end
 
 
 def _check_presence(storage: Storage, step: int, tier: str, live: list[Residency]) -> Iterator[Violation]:

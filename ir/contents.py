@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .chains import holds, occurrence, permanent
+from .chains import covers, holds, occurrence, permanent
 from .graph import Graph, Storage
 from .plan import Plan, Residency, Transfer
 from .uses import Uses, boundary_storages
@@ -178,7 +178,7 @@ def _check_part(part: _Bytes, needed: list[tuple[int, bool]]) -> Iterator[tuple[
     for step, at_end in needed:
         instant = step + 1 if at_end else step
         tier = part.unit_tier[part.plan.steps[step].unit]
-        if not any(r.tier == tier and _covers(r, step, total) for r in part.stays):
+        if not any(r.tier == tier and covers(r, step, total) for r in part.stays):
             continue  # absent, which is told elsewhere
         wanted, held = part.wanted(instant), part.held(tier, instant)
         if wanted is None and step in part.uses.writes:
@@ -233,7 +233,3 @@ def _check_windows(
             if r.end > total:
                 text = f"in steps [{r.start}, {r.end}) of {total}, beyond its pass"
                 yield Violation("interval", f"'{storage.id}' is resident in '{r.tier}' {text}")
-
-
-def _covers(r: Residency, step: int, total: int) -> bool:
-    return r.start <= step < r.end or r.start <= step + total < r.end

@@ -48,8 +48,8 @@ def available_nbytes(root: Path = Path("/")) -> int:
     return max(0, min(rooms))
 
 
-def settle_allocator() -> None:
-    """Fix glibc's thresholds where they begin, so that large freed blocks return to the system for good.
+def settle_allocator(*, mapped_nbytes: int = _DEFAULT_THRESHOLD, trimmed_nbytes: int = _DEFAULT_THRESHOLD) -> None:
+    """Fix glibc's thresholds, by default where they begin, so that large freed blocks return to the system for good.
 
     By default glibc raises them to the largest block that was freed, up to 32 MiB, and then keeps that much and more:
     what stays resident would depend on what ran before. (Kernels' workspaces have an allocator of their own.) Without
@@ -57,8 +57,8 @@ def settle_allocator() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _DEFAULT_THRESHOLD)
-        mallopt(_M_TRIM_THRESHOLD, _DEFAULT_THRESHOLD)
+        mallopt(_M_MMAP_THRESHOLD, mapped_nbytes)
+        mallopt(_M_TRIM_THRESHOLD, trimmed_nbytes)
 
 
 def trim_heap() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from statistics import median
@@ -10,8 +9,6 @@ from statistics import median
 from ..ir.errors import ExecutionError
 from .memory import current_rss_nbytes, peak_rss_nbytes, reset_peak, settle_allocator, trim_heap
 
-# glibc's <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _RUNS = 3
 
 
@@ -35,12 +32,7 @@ def returned_on_free() -> Generator[None]:
     Otherwise memory that an earlier call freed hides what the next one needs. Afterwards the allocator is as the
     executor wants it. Without effect where the C library is another.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    mallopt(_M_MMAP_THRESHOLD, 4096)
-    mallopt(_M_TRIM_THRESHOLD, 0)
+    settle_allocator(mapped_nbytes=4096, trimmed_nbytes=0)
     trim_heap()
     try:
         yield

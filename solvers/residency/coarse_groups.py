@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..linear import Floats
+from .model import from_write_on
 from .problem import ResidencyProblem
 
 Ints = NDArray[np.int64]
@@ -40,17 +41,8 @@ def gap_arrays(problem: ResidencyProblem) -> Gaps:
     dirty = np.flatnonzero(~clean & (nbytes > 0) & (start >= 0))
     dirty = dirty[np.lexsort((start[dirty], items[dirty]))]
     cuts = np.flatnonzero(np.diff(items[dirty])) + 1
-    chains = tuple(_from_write_on(problem, c.tolist()) for c in np.split(dirty, cuts)) if len(dirty) else ()
+    chains = tuple(from_write_on(problem, c.tolist()) for c in np.split(dirty, cuts)) if len(dirty) else ()
     return Gaps(nbytes, start, end, 2 * start + 2, 2 * end, clean, chains)
-
-
-def _from_write_on(problem: ResidencyProblem, chain: list[int]) -> tuple[int, ...]:
-    """Gaps of an item, those of one that lasts from pass to pass from its last write on, as `problem.Gap` says."""
-    steps = len(problem.durations_ns)
-    if not any(problem.gaps[g].end >= steps for g in chain):
-        return tuple(chain)
-    first = max((n for n, g in enumerate(chain) if problem.gaps[g].written), default=len(chain) - 1)
-    return (*chain[first:], *chain[:first])
 
 
 @dataclass(frozen=True, slots=True)

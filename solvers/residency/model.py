@@ -111,7 +111,7 @@ def _scaled(problem: ResidencyProblem) -> _Data:
     items: dict[int, list[int]] = {}
     for g in sorted(dirty, key=lambda g: problem.gaps[g].start):
         items.setdefault(problem.gaps[g].item, []).append(g)
-    chains = tuple(_from_write_on(problem, chain) for chain in items.values())
+    chains = tuple(from_write_on(problem, chain) for chain in items.values())
     windows = {
         g: (
             problem.gaps[g].start,
@@ -143,7 +143,7 @@ def _scaled(problem: ResidencyProblem) -> _Data:
     )
 
 
-def _from_write_on(problem: ResidencyProblem, chain: list[int]) -> tuple[int, ...]:
+def from_write_on(problem: ResidencyProblem, chain: list[int]) -> tuple[int, ...]:
     """The dirty gaps of an item; those of one that lasts from pass to pass from its last write on."""
     steps = len(problem.durations_ns)
     if not any(problem.gaps[g].end >= steps for g in chain):
