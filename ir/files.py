@@ -12,7 +12,7 @@ from .graph import Graph
 from .machine import Machine
 from .paths import write_atomic
 from .plan import Plan
-from .program import ModelSource, Program
+from .program import ModelSource, ModuleProgram, Program
 from .sizes import format_seconds, format_size
 
 SCHEMA = "tensorstow-plan/1"
@@ -20,7 +20,8 @@ SCHEMA = "tensorstow-plan/1"
 
 @dataclass(frozen=True)
 class PlanFile:
-    """A plan with its graph and machine, and, where it can be executed, its program and the model it came from.
+    """A plan with its graph and machine, and, where it can be executed, its program (`module` for a PyTorch module) and
+    the model it came from.
 
     `fixed_nbytes` is the measured memory of the process that runs it, beside what the plan manages: interpreter,
     libraries, kernel sessions, the user's input and output arrays. 0 where no process of this box would run it.
@@ -32,6 +33,7 @@ class PlanFile:
     program: Program | None
     source: ModelSource | None
     fixed_nbytes: int
+    module: ModuleProgram | None = None
 
     @property
     def promised_peak_nbytes(self) -> int:

@@ -81,3 +81,44 @@ class Program:
     def blob(self) -> dict[str, BlobSource]:
         """Blob sources by name."""
         return {b.blob: b for b in self.blobs}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter or buffer of a module that the plan places.
+
+    `names` are its qualified names, several where it is tied. `tensor` is the graph's tensor that holds its elements.
+    `strides`, in elements, are given where they are not those of a dense row-major tensor; the elements are dense.
+    """
+
+    names: tuple[str, ...]
+    tensor: str
+    strides: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ModuleProgram:
+    """How a PyTorch module is run by a plan: the module itself runs, and finds its weights where the plan has put them.
+
+    Each operator of the graph is a part of a pass: what is computed from one reading of weights up to the next one.
+    `calls` maps it to the qualified name of the innermost module whose forward reads them ('' is the whole module).
+    `parameters` are what the plan places; what is not listed stays where torch has put it, and is part of every
+    operator's workspace. `lookups` are operators of an embedding that the store executes: the module is an
+    `nn.Embedding` whose table never becomes resident. `entry` says how to make the module again ('hf:DIR',
+    'file.py:callable', 'pkg.module:callable'); it is None for one that exists in memory alone. A blob without a path,
+    fill or inline content is in that memory. `direct` says that blobs are whole files, which are read as they are;
+    else the store repacks them.
+    """
+
+    engine: str
+    entry: str | None
+    direct: bool
+    blobs: tuple[BlobSource, ...]
+    parameters: tuple[Parameter, ...]
+    calls: dict[str, str]
+    lookups: dict[str, Lookup] = field(default_factory=dict[str, Lookup])
+
+    @cached_property
+    def blob(self) -> dict[str, BlobSource]:
+        """Blob sources by name."""
+        return {b.blob: b for b in self.blobs}
