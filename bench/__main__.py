@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorstow.ir.paths import write_atomic
 
-NAMES = ("execution", "capped", "planning", "gaps", "conformance", "ablation", "packing", "cosma", "scale")
+NAMES = ("execution", "capped", "streaming", "planning", "gaps", "conformance", "ablation", "packing", "cosma", "scale")
 
 
 def main(names: list[str]) -> None:

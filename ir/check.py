@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .chains import covers
 from .codec import digest
@@ -28,7 +29,8 @@ def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
         return tuple(found)
     uses = storage_uses(graph, [s.op for s in plan.steps])
     found += _check_order(plan, graph)
-    found += _check_capacity(plan, graph)
+    found += _check_repeats(plan, graph)
+    found += _check_capacity(plan, graph, machine)
     found += _check_overlap(plan)
     moves: dict[str, list[Transfer]] = {}
     for t in plan.transfers:
@@ -92,7 +94,38 @@ def _check_order(plan: Plan, graph: Graph) -> Iterator[Violation]:
         yield Violation("order", f"{len(missing)} operators are never called, '{min(missing)}' among them")
 
 
-def _check_capacity(plan: Plan, graph: Graph) -> Iterator[Violation]:
+def _check_repeats(plan: Plan, graph: Graph) -> Iterator[Violation]:
+    """An operator that is called again finds the bytes that it read at first: what several operators write, what is at
+    home and what is given are changed in place, and must not be in between. The rest is made anew, the same each time.
+    """
+    calls: dict[str, list[int]] = {}
+    for i, step in enumerate(plan.steps):
+        calls.setdefault(step.op, []).append(i)
+    repeated = {op: steps for op, steps in calls.items() if len(steps) > 1}
+    if not repeated:
+        return
+    writes: dict[str, list[tuple[int, int, int]]] = {}
+    writers: dict[str, set[str]] = {}
+    for i, step in enumerate(plan.steps):
+        for tensor in (graph.tensor[name] for name in graph.operator[step.op].outputs):
+            if tensor.storage is not None:
+                writes.setdefault(tensor.storage, []).append((i, tensor.offset, tensor.offset + tensor.nbytes))
+                writers.setdefault(tensor.storage, set()).add(step.op)
+    given = boundary_storages(graph)[0]
+    for op, steps in repeated.items():
+        for tensor in (graph.tensor[name] for name in graph.operator[op].inputs):
+            name, end = tensor.storage or "", tensor.offset + tensor.nbytes
+            if name not in writes or (len(writers[name]) == 1 and name not in given and not graph.storage[name].homed):
+                continue
+            changes = [i for i, lo, hi in writes[name] if lo < end and tensor.offset < hi]
+            for earlier, again in pairwise(steps):
+                i = next((i for i in changes if earlier < i < again), None)
+                if i is not None:
+                    text = f"step {again} calls '{op}' as step {earlier} did, but since then step {i}"
+                    yield Violation("recompute", f"{text}, '{plan.steps[i].op}', has changed '{name}', which it reads")
+
+
+def _check_capacity(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
     used: dict[str, int] = {}
     for r in plan.residencies:
         used[r.tier] = max(used.get(r.tier, 0), r.offset + r.nbytes)
@@ -104,10 +137,17 @@ def _check_capacity(plan: Plan, graph: Graph) -> Iterator[Violation]:
     stated = max(plan.workspace_nbytes.values(), default=0)
     if workspace > stated:
         yield Violation("capacity", f"a kernel needs {workspace} bytes of workspace, the plan allows {stated}")
-    for tier, capacity in plan.capacity_nbytes.items():
-        needed = plan.arena_nbytes.get(tier, 0) + plan.workspace_nbytes.get(tier, 0)
+    homed = sum(s.nbytes for s in graph.storages if s.homed)
+    for tier in {**plan.capacity_nbytes, **plan.arena_nbytes, plan.home_tier: 0}:
+        usable = machine.tier[tier].usable_nbytes if tier in machine.tier else 0
+        capacity = plan.capacity_nbytes.get(tier, usable)
+        if capacity > usable:
+            yield Violation("capacity", f"the plan counts on {capacity} bytes of '{tier}', the machine has {usable}")
+        at_home = homed if tier == plan.home_tier else 0
+        needed = plan.arena_nbytes.get(tier, 0) + plan.workspace_nbytes.get(tier, 0) + at_home
         if needed > capacity:
-            yield Violation("capacity", f"'{tier}' holds {needed} bytes at the peak, its capacity is {capacity}")
+            text = f", {at_home} of them at home there" if at_home else ""
+            yield Violation("capacity", f"'{tier}' holds {needed} bytes at the peak{text}, its capacity is {capacity}")
 
 
 def _check_overlap(plan: Plan) -> Iterator[Violation]:

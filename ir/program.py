@@ -7,12 +7,22 @@ from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True)
+class FilePiece:
+    """Raw little-endian bytes [`file_offset`, `file_offset + nbytes`) of the file `path`."""
+
+    path: str
+    file_offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlobSource:
     """Where the bytes of weight blob `blob` come from, and how the store lays them out.
 
     `nbytes` are the bytes in the store. `shape` and `dtype` describe the source. `path` with `file_offset` names raw
     little-endian bytes in a file; `fill` (the element's bytes, in hexadecimal) stands for a tensor of one value
-    instead; `inline` (hexadecimal) for a tensor that is small. `transposed` stores a matrix [r, c] as [c, r].
+    instead; `inline` (hexadecimal) for a tensor that is small; `pieces` for one that lies in several places of files,
+    whose bytes in this order are its own. `transposed` stores a matrix [r, c] as [c, r].
     """
 
     blob: str
@@ -24,6 +34,7 @@ class BlobSource:
     fill: str | None = None
     inline: str | None = None
     transposed: bool = False
+    pieces: tuple[FilePiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ predicted and measured time differ only by the rates.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .chains import Wait, transfer_waits
 from .errors import InputError
@@ -82,24 +82,34 @@ def simulate(plan: Plan, graph: Graph, machine: Machine) -> Timeline:
     return _Simulation(plan, graph, machine).timeline(prefilled(plan, graph))
 
 
+_Queued = tuple[int, int, int, int, tuple[Wait, ...]]
+
+
 @dataclass(slots=True)
 class _Lane:
-    """The queue of one lane, pass after pass: (transfer, after, duration, latency, transfers to wait for)."""
+    """The queue of one lane, pass after pass: (transfer, after, duration, latency, transfers to wait for).
+
+    `allowed` is the instant from which its head may start, counted on over the passes.
+    """
 
     name: str
-    queue: list[tuple[int, int, int, int, tuple[Wait, ...]]]
+    queue: list[_Queued]
     head: int = 0
     turn: int = 0
     free_at: int = 0
+    allowed: int = 0
 
 
 @dataclass(slots=True)
-class _Clock:
-    """What has happened so far: the time of every instant, and when each transfer of a recent pass was complete."""
+class _Done:
+    """When each transfer was complete in a pass, of which every other one is kept here."""
 
-    instant_ns: list[int] = field(default_factory=lambda: [0])
-    done: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
-    events: deque[TransferEvent] = field(default_factory=deque[TransferEvent])
+    turn: list[int]
+    ns: list[int]
+
+
+_Ran = list[tuple[int, int, int, int | None]]
+"""Of each step of a pass: start, end, wait, and the transfer that came last."""
 
 
 class _Simulation:
@@ -113,7 +123,10 @@ class _Simulation:
         for index, t in enumerate(plan.transfers):
             wraps = 1 if t.before > self.period else 0
             self.due[t.before - wraps * self.period].append((index, wraps))
-        self.clock = _Clock(events=deque(maxlen=2 * len(plan.transfers) or 1))
+        count = len(plan.transfers)
+        self.done = (_Done([-1] * count, [0] * count), _Done([-1] * count, [0] * count))
+        self.instant_ns = [0]
+        self.moved: deque[tuple[int, str, int, int]] = deque(maxlen=2 * count or 1)  # as TransferEvent
 
     def _make_lanes(self) -> list[_Lane]:
         lanes: dict[str, _Lane] = {}
@@ -123,14 +136,21 @@ class _Simulation:
             lane = lanes.setdefault(link.lane, _Lane(link.lane, []))
             latency = round(1e9 * link.latency_s)
             lane.queue.append((index, t.after, link.busy_ns(t.nbytes), latency, waits[index]))
+        for lane in lanes.values():
+            lane.allowed = lane.queue[0][1]
         return list(lanes.values())
 
     def timeline(self, fill: tuple[Residency, ...]) -> Timeline:
         ends, durations = [0], list[int]()
-        steps: list[StepEvent] = []
+        ran: _Ran = []
+        state: object = None
+        repeats = False
         for number in range(WARM_UP_PASSES + AVERAGED_PASSES):
-            steps = self._run_pass(number)
-            ends.append(self.clock.instant_ns[-1])
+            if not repeats:
+                ran = self._run_pass(number)
+                ends.append(self.instant_ns[-1])
+                before, state = state, self._state(number, ends[-2])
+                repeats = state is not None and before == state
             durations.append(ends[-1] - ends[-2])
             if number >= WARM_UP_PASSES and len(set(durations[-3:])) == 1:
                 break
@@ -143,14 +163,29 @@ class _Simulation:
             first_pass_ns=self._fill_ns(fill) + durations[0],
             compute_ns=sum(s.duration_ns for s in self.plan.steps),
             lane_busy_ns=busy,
-            steps=tuple(
-                StepEvent(e.step, e.start_ns - begin, e.end_ns - begin, e.wait_ns, e.waited_for) for e in steps
-            ),
+            steps=tuple(StepEvent(i, s - begin, e - begin, wait, cause) for i, (s, e, wait, cause) in enumerate(ran)),
             transfers=tuple(
-                TransferEvent(e.index, e.lane, e.start_ns - begin, e.end_ns - begin)
-                for e in self.clock.events
-                if e.end_ns > begin and e.start_ns < end
+                TransferEvent(index, lane, s - begin, e - begin)
+                for index, lane, s, e in self.moved
+                if e > begin and s < end
             ),
+        )
+
+    def _state(self, number: int, begin: int) -> object:
+        """All that the passes after pass `number`, which began at `begin`, depend on, relative to its number and end;
+        None where that is not known yet. If a pass leaves what the one before it left, so will all that follow."""
+        longest = max((wait.passes for lane in self.lanes for entry in lane.queue for wait in entry[4]), default=0)
+        if number < max(1, longest) or any(lane.turn < number for lane in self.lanes):
+            return None  # older instants still count, or passes before the first one
+        end = self.instant_ns[-1]
+        return (
+            [ns - end for ns in self.instant_ns[number * self.period :]],
+            begin - end,
+            [(lane.head, lane.turn - number, lane.free_at - end) for lane in self.lanes],
+            [
+                [(turn - number, ns - end) for turn, ns in zip(done.turn, done.ns, strict=True)]
+                for done in (self.done[number % 2], self.done[1 - number % 2])
+            ],
         )
 
     def _fill_ns(self, fill: tuple[Residency, ...]) -> int:
@@ -160,16 +195,18 @@ class _Simulation:
             for hop in self.machine.path(self.plan.home_tier, r.tier)
         )
 
-    def _run_pass(self, number: int) -> list[StepEvent]:
-        events: list[StepEvent] = []
+    def _run_pass(self, number: int) -> _Ran:
+        ran: _Ran = []
+        instant_ns = self.instant_ns
+        ready = instant_ns[-1]
         for step, call in enumerate(self.plan.steps):
-            ready = self.clock.instant_ns[-1]
             start, cause = self._wait(number, step, ready)
             end = start + call.duration_ns
-            events.append(StepEvent(step, start, end, start - ready, cause))
-            self.clock.instant_ns.append(end)
-        self.clock.instant_ns[-1], _ = self._wait(number, self.period, self.clock.instant_ns[-1])
-        return events
+            ran.append((start, end, start - ready, cause))
+            instant_ns.append(end)
+            ready = end
+        instant_ns[-1], _ = self._wait(number, self.period, ready)
+        return ran
 
     def _wait(self, number: int, instant: int, ready: int) -> tuple[int, int | None]:
         """When everything that is due at this instant is complete, and the transfer that came last."""
@@ -179,15 +216,15 @@ class _Simulation:
             turn = number - wraps
             if turn < 0:
                 continue  # loaded before the first pass
-            end = self.clock.done.get((index, turn))
-            if end is None:
+            done = self.done[turn % 2]
+            if done.turn[index] != turn:
                 t = self.plan.transfers[index]
                 raise DeadlockError(
                     f"step {instant} waits for transfer {index} of '{t.storage}' over {t.link}, which stands in its "
                     "lane behind a transfer that may start only later"
                 )
-            if end > start:
-                start, cause = end, index
+            if done.ns[index] > start:
+                start, cause = done.ns[index], index
         return start, cause
 
     def _advance(self, now: int) -> None:
@@ -196,30 +233,28 @@ class _Simulation:
         while moved:
             moved = False
             for lane in self.lanes:
-                while self._start_head(lane, now):
+                while lane.allowed <= now and self._start_head(lane):
                     moved = True
 
-    def _start_head(self, lane: _Lane, now: int) -> bool:
-        index, after, duration, latency, waits = lane.queue[lane.head]
-        allowed = lane.turn * self.period + after
-        if allowed > now:
-            return False
-        start = max(lane.free_at, self.clock.instant_ns[allowed])
+    def _start_head(self, lane: _Lane) -> bool:
+        """Run the transfer at the head, unless it waits for one that has not run."""
+        index, _, duration, latency, waits = lane.queue[lane.head]
+        turn = lane.turn
+        start = max(lane.free_at, self.instant_ns[lane.allowed])
         for wait in waits:
-            turn = lane.turn - wait.passes
-            if turn < 0:
+            if turn < wait.passes:
                 continue  # filled before the first pass
-            arrived = self.clock.done.get((wait.index, turn))
-            if arrived is None:
+            source = self.done[(turn - wait.passes) % 2]
+            if source.turn[wait.index] != turn - wait.passes:
                 return False
-            start = max(start, arrived)
+            start = max(start, source.ns[wait.index])
         end = start + duration + (latency if start > lane.free_at else 0)
-        done = self.clock.done
-        done[index, lane.turn] = end
-        done.pop((index, lane.turn - 2), None)
-        self.clock.events.append(TransferEvent(index, lane.name, start, end))
+        done = self.done[turn % 2]
+        done.turn[index], done.ns[index] = turn, end
+        self.moved.append((index, lane.name, start, end))
         lane.free_at = end
         lane.head += 1
         if lane.head == len(lane.queue):
-            lane.head, lane.turn = 0, lane.turn + 1
+            lane.head, lane.turn = 0, turn + 1
+        lane.allowed = lane.turn * self.period + lane.queue[lane.head][1]
         return True

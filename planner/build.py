@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.check import check
+from ..ir.errors import InfeasibleError, InputError
 from ..ir.graph import Graph
 from ..ir.machine import Machine
 from ..ir.plan import Certificate, Plan
+from ..ir.sizes import format_size
+from ..solvers.engines import AUTO, NAMES
 from .bounds import ROUNDING, Bound, bound_of_plan, find_bound
 from .instance import Instance, make_instance
 from .levels import plan_levels
@@ -48,7 +51,18 @@ def run_with_bound(strategy: Strategy, instance: Instance, bound: Bound, effort:
 
 
 def judge(plan: Plan, instance: Instance, bound: Bound, *, time_limit_s: float) -> tuple[Plan, Bound]:
-    """`plan` checked and certified by a bound that holds for it, and that bound."""
+    """`plan` checked and certified by a bound that holds for it, and that bound.
+
+    Raises InfeasibleError where it spills more than the home tier has left beside the weights.
+    """
+    if instance.spills_too_much(plan):
+        home, spilled = instance.home, plan.arena_nbytes[instance.home.name]
+        needed = home.capacity_nbytes + spilled - (instance.spill_nbytes or 0)
+        raise InfeasibleError(
+            f"strategy '{plan.strategy}' spills {format_size(spilled)} to tier '{home.name}', which has "
+            f"{format_size(instance.spill_nbytes or 0)} left beside the weights; give it more: --tier "
+            f"{home.name}={needed}"
+        )
     own = bound_of_plan(plan, instance, bound, time_limit_s=time_limit_s)
     plan = certify(plan, own)
     violations = check(plan, instance.graph, instance.machine)
@@ -56,12 +70,15 @@ def judge(plan: Plan, instance: Instance, bound: Bound, *, time_limit_s: float) 
     return plan, own
 
 
-def instance_for(chosen: Sequence[Strategy], graph: Graph, machine: Machine, *, mode: str) -> Instance:
+def instance_for(
+    chosen: Sequence[Strategy], graph: Graph, machine: Machine, *, mode: str, engine: str = AUTO
+) -> Instance:
     """`graph` posed on `machine` in its own order; where that does not fit and a strategy may choose, in one that
-    does."""
-    if any(isinstance(s, StowOrder) for s in chosen):
-        return feasible_instance(graph, machine, mode=mode)
-    return make_instance(graph, machine, mode=mode)
+    does. `engine` solves its linear and integer programs. Raises InputError for an engine that is none."""
+    if engine not in NAMES:
+        raise InputError(f"no engine is called '{engine}'; there are: {', '.join(NAMES)}")
+    make = feasible_instance if any(isinstance(s, StowOrder) for s in chosen) else make_instance
+    return replace(make(graph, machine, mode=mode), engine=engine)
 
 
 def plan_graph(
@@ -72,10 +89,14 @@ def plan_graph(
     mode: str = "inference",
     time_limit_s: float = 20.0,
     seed: int = 0,
+    engine: str = AUTO,
 ) -> Plan:
-    """The plan of one strategy with its certificate. Raises InfeasibleError, TimeLimitError and InputError."""
+    """The plan of one strategy with its certificate; `engine` (`solvers.engines`) solves its programs.
+
+    Raises InfeasibleError, TimeLimitError and InputError.
+    """
     (chosen,) = strategies([strategy])
     validate(graph, machine)
-    instance = instance_for((chosen,), graph, machine, mode=mode)
+    instance = instance_for((chosen,), graph, machine, mode=mode, engine=engine)
     bound = find_bound(instance, time_limit_s=time_limit_s)
     return run_strategy(chosen, instance, bound, Effort(time_limit_s, seed))

@@ -11,14 +11,61 @@ from ..ir.errors import InputError
 from ..ir.graph import Graph
 from ..ir.machine import Machine
 from ..ir.plan import Plan
+from ..solvers.engines import AUTO
 from .bounds import Bound, common_bound, find_bounds, largest
 from .build import instance_for
 from .instance import Instance
-from .strategies import Effort, Strategy, strategies
+from .strategies import Effort, Strategy, strategies, strategy_names
 from .validate import validate
 from .workers import Outcome, Task, run_here, run_in_workers
 
 Progress = Callable[[str, float], None]
+
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "inference": ("stow", "resident", "on-demand", "lru", "belady-prefetch", "offload-everything", "flexgen"),
+    "training": (
+        "stow",
+        "stow-recompute",
+        "resident",
+        "belady-prefetch",
+        "offload-everything",
+        "checkpoint-sqrt",
+        "checkpoint-mincut",
+        "capuchin",
+    ),
+}
+"""By mode, what is compared unless it is said what: see `default_names`."""
+
+ALL = "all"
+
+
+def default_names(mode: str) -> tuple[str, ...]:
+    """The strategies that a comparison runs unless it is told which: ours for the mode, and what a reader would do
+    without it.
+
+    For both: what frameworks do (`resident`: all stays; `offload-everything`: all goes) and the best that a cache can
+    do (`belady-prefetch`). For inference also a loader that waits (`on-demand`), the cache in common use (`lru`) and
+    FlexGen's policy. For training also recomputation, ours (`stow-recompute`), by segments (`checkpoint-sqrt`) and by
+    minimum cut (`checkpoint-mincut`), and swapping before recomputing (`capuchin`). Each takes seconds where the
+    others, exact searches and reimplementations for single claims, may take all of the time limit; 'all' names those,
+    too.
+    """
+    return DEFAULTS.get(mode, DEFAULTS["inference"])
+
+
+def chosen_names(listed: str | None, mode: str) -> tuple[str, ...]:
+    """Strategy names from 'a,b,...', from 'all' (every registered one) or from None (`default_names`).
+
+    Raises InputError where the list names none.
+    """
+    if listed is None:
+        return default_names(mode)
+    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    if names == (ALL,):
+        return strategy_names()
+    if not names:
+        raise InputError(f"'{listed}' names no strategy; give '{ALL}', or some of: {', '.join(strategy_names())}")
+    return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +188,12 @@ def compare(
     mode: str = "inference",
     time_limit_s: float = 20.0,
     seed: int = 0,
+    engine: str = AUTO,
     trials: Trials | None = None,
     progress: Progress = _silent,
 ) -> Comparison:
-    """Every named strategy on the same instance; one that cannot answer says why in its row.
+    """Every named strategy on the same instance; one that cannot answer says why in its row. `engine` as in
+    `build.plan_graph`.
 
     Without `trials` each runs once, with `seed`, in this process.
     Raises InputError for names that are not registered or named twice, and for a graph or machine that cannot be;
@@ -153,7 +202,7 @@ def compare(
     trials = Trials(seeds=(seed,)) if trials is None else trials
     chosen = _chosen(names, trials)
     validate(graph, machine)
-    instance = instance_for(chosen, graph, machine, mode=mode)
+    instance = instance_for(chosen, graph, machine, mode=mode, engine=engine)
     bounds = find_bounds(instance, time_limit_s=time_limit_s)
     bound = largest(bounds)
     tasks = [

@@ -11,8 +11,10 @@ from ..ir.codec import digest
 from ..ir.errors import InfeasibleError, InputError
 from ..ir.graph import Graph, Storage
 from ..ir.machine import Link, Machine, Tier, Unit
+from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from ..ir.uses import Uses, storage_uses
+from ..solvers.engines import AUTO
 from ..solvers.residency.lp import solve_residency
 from ..solvers.residency.problem import Gap, ResidencyProblem, ResidencySolution
 from ..solvers.result import Result
@@ -56,7 +58,7 @@ class Instance:
     """What every strategy is given. `capacity_nbytes` is what the arena may take: the budget less the workspace.
 
     `middle` are the tiers between the fast one and the home tier, from above, where a machine needs them: `levels`
-    plans those. A strategy sees two tiers.
+    plans those. A strategy sees two tiers. `engine` solves the residency programs: one of `engines.NAMES`.
     """
 
     graph: Graph
@@ -72,6 +74,7 @@ class Instance:
     base_nbytes: tuple[int, ...]
     mode: str
     middle: tuple[Tier, ...] = ()
+    engine: str = AUTO
 
     @property
     def steps(self) -> int:
@@ -89,8 +92,8 @@ class Instance:
         With tiers in the middle: over the topmost of them, as if it held everything.
         """
         if capacity_nbytes not in self._relaxed:
-            problem = self._residency_problem(capacity_nbytes)
-            self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s)
+            problem = self.residency_problem(capacity_nbytes)
+            self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s, engine=self.engine)
         return self._relaxed[capacity_nbytes]
 
     def remember(self, capacity_nbytes: int, result: Result[ResidencySolution]) -> None:
@@ -106,7 +109,8 @@ class Instance:
     def _relaxed(self) -> dict[int, Result[ResidencySolution]]:
         return {}
 
-    def _residency_problem(self, capacity_nbytes: int) -> ResidencyProblem:
+    def residency_problem(self, capacity_nbytes: int) -> ResidencyProblem:
+        """The problem that `relax` solves. Its gaps are `solver_gaps`: those of `gaps` first."""
         below = self.middle[0] if self.middle else self.home
         load = self.machine.link[below.name, self.fast.name]
         store = self.machine.link.get((self.fast.name, below.name))
@@ -152,6 +156,17 @@ class Instance:
             found += [ItemGap(i, n, a, b, clean) for n, (a, b) in enumerate(pairwise(ends))]
         return tuple(found)
 
+    @cached_property
+    def spill_nbytes(self) -> int | None:
+        """Bytes that the home tier has left beside the weights, for what is spilled; None where it is taken to hold
+        everything, as tiers in the middle are."""
+        left = self.home.usable_nbytes - sum(s.nbytes for s in self.graph.storages if s.homed)
+        return left if left >= 0 else None
+
+    def spills_too_much(self, plan: Plan) -> bool:
+        """Whether `plan` puts more into the home tier than it has left."""
+        return self.spill_nbytes is not None and plan.arena_nbytes.get(self.home.name, 0) > self.spill_nbytes
+
     def peak_of_all(self) -> int:
         """Bytes that a pass holds at most when nothing ever leaves: the weights and the live rest."""
         homed = sum(i.nbytes for i in self.items if i.homed)
@@ -173,7 +188,12 @@ def round_up(nbytes: int, alignment: int) -> int:
 
 
 def make_instance(
-    graph: Graph, machine: Machine, *, mode: str = "inference", order: tuple[str, ...] | None = None
+    graph: Graph,
+    machine: Machine,
+    *,
+    mode: str = "inference",
+    order: tuple[str, ...] | None = None,
+    engine: str = AUTO,
 ) -> Instance:
     """Pose `graph` on `machine`: its first unit's tier, and below it the fastest chain of links to a tier that holds
     every weight; mostly that is one link.
@@ -218,6 +238,7 @@ def make_instance(
         base_nbytes=tuple(base),
         mode=mode,
         middle=tuple(middle),
+        engine=engine,
     )
     _require_working_sets(instance)
     return instance

@@ -24,9 +24,10 @@ from ..solvers.result import Result
 from .instance import Instance
 from .levels_arena import Settled, Times, settle
 from .levels_bound import solve_instance
-from .levels_choose import Away, Level, away_nbytes, cached, even, farthest, least_recent, nothing_kept
+from .levels_choose import Away, Level, away_nbytes, cached, even, nothing_kept
 from .levels_lower import Lowered, lower, tightened, times_of
 from .levels_visits import Parcel, holds_of
+from .replay import farthest, least_recent
 from .strategies import Effort, Strategy
 
 CUTS = (0.02, 0.05, 0.01, 0.1, 0.15, 0.2, 0.3, 0.4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -14,14 +14,13 @@ from ..solvers.residency.problem import Gap, ResidencyProblem
 from .instance import round_up
 from .levels_arena import Times
 from .levels_visits import Parcel
+from .replay import Cacheable, Urgency, misses
 
 Fractions = list[list[float]]
 """For each parcel and each of its pauses, the share of it that is away."""
 
 Away = list[list[int]]
 """For each parcel and each of its pauses, how many of its first bytes are away."""
-
-WARM_UP_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -160,26 +159,12 @@ def away_nbytes(level: Level, wanted: Fractions) -> Away:
     return found
 
 
-Victim = Callable[[dict[int, int], int, Callable[[int, int], int]], int]
-
-
-def least_recent(cached: dict[int, int], now: int, next_use: Callable[[int, int], int]) -> int:
-    """The parcel whose last visit is longest ago."""
-    del now, next_use
-    return min(cached, key=lambda i: cached[i])
-
-
-def farthest(cached: dict[int, int], now: int, next_use: Callable[[int, int], int]) -> int:
-    """The parcel whose next visit is farthest (Belady 1966)."""
-    return max(cached, key=lambda i: next_use(i, now))
-
-
 def nothing_kept(level: Level) -> Away:
     """Whatever is at home below leaves after every visit; the rest stays."""
     return [[p.nbytes if p.homed and not q.dead else 0 for q in p.pauses] for p in level.parcels]
 
 
-def cached(level: Level, capacity_nbytes: int, victim: Victim) -> Away | None:
+def cached(level: Level, capacity_nbytes: int, urgency: Urgency) -> Away | None:
     """Replay a cache of whole parcels until its steady state; what has no copy below stays. None where that is too
     much."""
     steps, parcels = level.times.steps, level.parcels
@@ -189,37 +174,17 @@ def cached(level: Level, capacity_nbytes: int, victim: Victim) -> Away | None:
         if not parcel.homed:
             for t in range(parcel.visits[0].after, parcel.ends[-1]):
                 pinned[t] += parcel.nbytes
-    arrivals = sorted((v.after, i, n) for i in homed for n, v in enumerate(parcels[i].visits))
-    held: dict[int, int] = {}
-    used = 0
+    entries = [Cacheable(parcels[i].nbytes, tuple(v.after for v in parcels[i].visits), parcels[i].ends) for i in homed]
+    missed = misses(entries, pinned, capacity_nbytes, urgency)
+    if missed is None:
+        return None
     away: Away = [[0] * len(p.pauses) for p in parcels]
-
-    def next_use(i: int, now: int) -> int:
-        return min((v.after - now - 1) % steps for v in parcels[i].visits)
-
-    for turn in range(WARM_UP_PASSES + 1):
-        for t, i, n in arrivals:
-            now = turn * steps + t
-            if i not in held:
-                used += parcels[i].nbytes
-                before = (n - 1) % len(parcels[i].visits)
-                for number, pause in enumerate(parcels[i].pauses):
-                    if turn == WARM_UP_PASSES and pause.visit == before and not pause.dead:
-                        away[i][number] = parcels[i].nbytes
-            held[i] = now
-            while used + pinned[t] > capacity_nbytes:
-                others = {j: at for j, at in held.items() if not _visited(parcels[j], t, steps)}
-                if not others:
-                    return None
-                out = victim(others, now, next_use)
-                used -= parcels[out].nbytes
-                del held[out]
+    for k, n in missed:
+        parcel = parcels[homed[k]]
+        for number, pause in enumerate(parcel.pauses):
+            if pause.visit == (n - 1) % len(parcel.visits) and not pause.dead:
+                away[homed[k]][number] = parcel.nbytes
     return away
-
-
-def _visited(parcel: Parcel, t: int, steps: int) -> bool:
-    """Whether a visit needs the parcel at step `t`."""
-    return any(v.after <= u < end for v, end in zip(parcel.visits, parcel.ends, strict=True) for u in (t, t + steps))
 
 
 def whole_times(instants_ns: Sequence[float]) -> tuple[int, ...]:

@@ -29,6 +29,9 @@ from .timetable import is_reserved, pending_stores, reserve, timetable
 PENDING_SHARES = (1.0, 0.95, 0.85, 0.0)
 """Shares of the room up to which what waits to be stored may fill it, tried in turn until the loads find room, too."""
 
+MANY_BODIES = 4_000
+"""Above so many an attempt takes a second and more: the most and the least of the shares have to do."""
+
 
 def place(
     instance: Instance, stays: Sequence[Stay], decisions: Decisions, *, packing_time_s: float, seed: int = 0
@@ -87,11 +90,9 @@ def _by_timetable(room: _Room, bodies: list[list[Placed]], decisions: Decisions)
 def _by_turns(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> list[Placed] | None:
     held = [body for body in bodies if len(body) > 1 or not body[0].stay.loads or is_reserved(body[0], decisions)]
     fixed: dict[int, int] = {}
-    for share in PENDING_SHARES if decisions.prefetch else (0.0,):
+    for share in _shares(bodies, decisions):
         pieces = _all_of(bodies)
         _shorten(pieces)
-        if share and not any(p.stay.stores for p in pieces) and not decisions.reserved:
-            continue
         if share:
             pending_stores(room.instance, pieces, decisions, int(share * room.nbytes))
             reserve(room.instance, pieces, decisions)
@@ -111,6 +112,15 @@ def _by_turns(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> 
     if decisions.prefetch:
         spread(room.instance, pieces, room.bottom, decisions)
     return pieces
+
+
+def _shares(bodies: Sequence[Sequence[Placed]], decisions: Decisions) -> tuple[float, ...]:
+    """The `PENDING_SHARES` that are worth a try. Among thousands of bodies those in between seldom decide."""
+    if not decisions.prefetch:
+        return (0.0,)
+    if not decisions.reserved and not any(p.stay.stores for body in bodies for p in body):
+        return (0.0,)
+    return PENDING_SHARES if len(bodies) <= MANY_BODIES else (PENDING_SHARES[0], 0.0)
 
 
 def _all_of(bodies: Sequence[Sequence[Placed]]) -> list[Placed]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from ..solvers.residency.problem import Gap
 from ..solvers.residency.recompute import RecomputeProblem, RecomputeSolution, Value, solve_recompute
 from ..solvers.result import Result, Status
-from .instance import Instance
+from .instance import Instance, Item
 from .recompute_orders import Flow, made_anew, repeatable
 
 WINDOWS = 48
@@ -26,20 +28,24 @@ def recompute_problem(instance: Instance, *, any_call: bool = True) -> Recompute
     `any_call`: whatever the checker lets a plan call again (the bound's class), else what ours do (`repeatable`).
     Bytes are those of the storages without padding. A last step of no duration stands for the end of the pass, when the
     graph's outputs must be there: a plan may still move and call something after the last first call. Of operators
-    behind the turn no reads are asked when they are called again, which relaxes the problem and keeps it small.
+    behind the turn no reads are asked when they are called again, and of none that weights are there, which relaxes the
+    problem and keeps it small.
     """
     flow, graph, steps = flow_of(instance), instance.graph, instance.steps
-    anew = made_anew(graph) if any_call else repeatable(graph)
+    anew = made_anew(graph) if any_call else repeatable(graph) & frozenset(flow.order[: flow.turn])
     outputs = set(graph.storages_of(graph.outputs))
     number: dict[str, int] = {}
     values: list[Value] = []
     for item in instance.items:
-        if not item.homed:
-            number[item.storage] = len(values)
-            maker = bool(item.writes) and instance.order[item.writes[0]] in anew
-            called = {t for t in item.touches if item.storage in _touched(flow, t)} | {item.touches[0]}
-            touches = tuple(sorted(called | ({steps} if item.storage in outputs else set())))
-            values.append(Value(graph.storage[item.storage].nbytes, touches, maker))
+        nbytes = graph.storage[item.storage].nbytes
+        if item.homed:
+            values += [Value(nbytes, touches, False) for touches in _lives_at_home(item, steps + 1)]
+            continue
+        number[item.storage] = len(values)
+        maker = bool(item.writes) and instance.order[item.writes[0]] in anew
+        called = {t for t in item.touches if item.storage in _touched(flow, t)} | {item.touches[0]}
+        touches = tuple(sorted(called | ({steps} if item.storage in outputs else set())))
+        values.append(Value(nbytes, touches, maker))
     reads = tuple(
         tuple(number[s] for s in flow.reads[op] if s in number) if t < flow.turn else ()
         for t, op in enumerate(instance.order)
@@ -58,13 +64,20 @@ def recompute_problem(instance: Instance, *, any_call: bool = True) -> Recompute
             Gap(g.item, graph.storage[item.storage].nbytes, g.start, g.end + (g.end >= steps), g.clean)
             for g in instance.gaps
             for item in [instance.items[g.item]]
-            if item.homed
+            if item.homed and not item.writes
         ),
         capacity_nbytes=instance.capacity_nbytes,
         load_bytes_per_s=load.bytes_per_s,
         store_bytes_per_s=store.bytes_per_s if store else load.bytes_per_s / 1e6,
         shared_channel=store is not None and store.lane == load.lane,
     )
+
+
+def _lives_at_home(item: Item, period: int) -> Iterator[tuple[int, ...]]:
+    """Of what is at home and written the touches from each write to the next one, which finds what is there."""
+    for begin, end in pairwise((*item.writes, *(w + period for w in item.writes[:1]))):
+        both = (*item.touches, *(t + period for t in item.touches))
+        yield tuple(t for t in both if begin <= t <= end)
 
 
 def _touched(flow: Flow, t: int) -> frozenset[str]:

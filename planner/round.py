@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..solvers.residency import rounding
 from .instance import Instance
 from .stays import Decisions
 
@@ -101,27 +102,11 @@ def _large(instance: Instance, g: int) -> bool:
 
 
 def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> bool:
-    """Evict more, in place, until what is kept fits at every step; False where it cannot.
-
-    At the step that overflows most, the gap with the largest fraction absent goes, among equals the longest.
-    """
-    start, end, _ = _gap_arrays(instance)
-    fractions = np.asarray(absent[: len(start)], dtype=np.float64)
-    out = np.zeros(len(start), dtype=np.bool_)
-    out[list(evicted)] = True
-    profile = kept_profile(instance, evicted)
-    while int(profile.max(initial=0)) > capacity_nbytes:
-        t = int(profile.argmax())
-        over = np.flatnonzero(
-            (((start < t) & (t < end)) | ((start < t + instance.steps) & (t + instance.steps < end))) & ~out
-        )
-        if not len(over):
-            return False
-        worst = int(over[np.lexsort((-over, (end - start)[over], fractions[over]))[-1]])
-        out[worst] = True
-        evicted.add(worst)
-        _add(profile, instance, worst, -1)
-    return True
+    """Evict more, in place, until what is kept fits at every step (`rounding.repair`); False where it cannot."""
+    out = _mask(instance, evicted)
+    fits = rounding.repair(_pauses(instance), absent, out, capacity_nbytes)
+    evicted.update(np.flatnonzero(out).tolist())
+    return fits
 
 
 def fill(
@@ -149,30 +134,20 @@ def fill(
 
 def kept_profile(instance: Instance, evicted: set[int]) -> NDArray[np.int64]:
     """Bytes at each step of operands, results and the items kept over it."""
-    start, end, nbytes = _gap_arrays(instance)
-    kept = np.ones(len(start), dtype=np.bool_)
-    kept[list(evicted)] = False
-    change = np.zeros(2 * instance.steps + 2, dtype=np.int64)
-    np.add.at(change, start[kept] + 1, nbytes[kept])
-    np.add.at(change, end[kept], -nbytes[kept])
-    level = np.cumsum(change)
-    base = np.asarray(instance.base_nbytes, dtype=np.int64)
-    return base + level[: instance.steps] + level[instance.steps : 2 * instance.steps]
+    return rounding.held_profile(_pauses(instance), _mask(instance, evicted))
 
 
-def _gap_arrays(instance: Instance) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Start, end and bytes of each gap."""
+def _pauses(instance: Instance) -> rounding.Pauses:
+    """The gaps, with the bytes that their items take when placed."""
     rows = [(g.start, g.end, instance.items[g.item].nbytes) for g in instance.gaps]
     start, end, nbytes = np.asarray(rows, dtype=np.int64).reshape(-1, 3).T
-    return start, end, nbytes
+    return rounding.Pauses(start, end, nbytes, np.asarray(instance.base_nbytes, dtype=np.int64))
 
 
-def _add(profile: NDArray[np.int64], instance: Instance, g: int, sign: int) -> None:
-    gap = instance.gaps[g]
-    nbytes = sign * instance.items[gap.item].nbytes
-    profile[gap.start + 1 : min(gap.end, instance.steps)] += nbytes
-    if gap.end > instance.steps:
-        profile[: gap.end - instance.steps] += nbytes
+def _mask(instance: Instance, evicted: set[int]) -> NDArray[np.bool_]:
+    out = np.zeros(len(instance.gaps), dtype=np.bool_)
+    out[list(evicted)] = True
+    return out
 
 
 def to_decisions(

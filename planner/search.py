@@ -30,6 +30,7 @@ from .round import (
     worth_moving,
 )
 from .stays import Decisions, Landing, live_peak, stays_of
+from .windows import redecided
 
 TRANSFER_NBYTES = 256 << 10
 """What one transfer weighs, in bytes moved, where plans are equal in time."""
@@ -43,8 +44,14 @@ KEPT, FAVOURED = 6, 3
 QUICK_S = 0.7
 """A linear program that took longer is not solved again."""
 
+LIKE_CUT = 0.01
+"""Cuts that differ by less than this share of the room fail alike."""
+
 PACKING_S = 0.3
 """Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
+
+WINDOW_S = 2.0
+"""Seconds for the integer program of one window."""
 
 FRUITLESS_ROUNDS = 5
 LATE_NS = 1000
@@ -125,6 +132,8 @@ class Search:
 
     def try_cut(self, cut_nbytes: int, roundings: int | None = None) -> None:
         """Score the roundings of the LP's fractions, with what the cut takes from what they keep: all, or the first."""
+        if self.finished or self._hopeless(cut_nbytes):
+            return
         absent, stall_ns = self._relaxed(cut_nbytes)
         best = self.scores.get(cut_nbytes, float("inf"))
         for number, decisions in enumerate(
@@ -153,6 +162,13 @@ class Search:
         absent = spread_evictions(instance, whole.solution.absent[: len(instance.gaps)], cut_nbytes)
         return absent, whole.solution.stall_ns
 
+    def _hopeless(self, cut_nbytes: int) -> bool:
+        """Whether there is no plan yet, and nothing could be placed under a cut that is nearly the same."""
+        near = LIKE_CUT * (self.instance.capacity_nbytes - max(self.instance.base_nbytes, default=0))
+        return self.best is None and any(
+            score == float("inf") and abs(cut - cut_nbytes) < near for cut, score in self.scores.items()
+        )
+
     def best_cuts(self, number: int) -> list[int]:
         """The cuts with the best scores, those that have one."""
         ranked = sorted(self.scores, key=lambda c: (self.scores[c], c))
@@ -175,7 +191,10 @@ class Search:
         placed = place(instance, stays, decisions, packing_time_s=PACKING_S, seed=self.seed)
         if placed is None:
             return float("inf")
-        plan = self.last = realise(instance, placed, self.strategy)
+        plan = realise(instance, placed, self.strategy)
+        if instance.spills_too_much(plan):
+            return float("inf")
+        self.last = plan
         self.found.append((plan.certificate.simulated_s, decisions, plan))
         self.found.sort(key=lambda entry: entry[0])
         del self.found[KEPT:]
@@ -207,6 +226,8 @@ class Search:
         spent = time.monotonic() - self.began
         until = self.began + spent + max(0.0, self.time_s - spent) / 2
         for score, decisions, plan in list(self.found[:FAVOURED]):
+            if self.finished:
+                return
             fruitless, tried = 0, frozenset[tuple[int, int]]()
             late = self._late_loads(plan, decisions)
             number = len(late)
@@ -231,6 +252,23 @@ class Search:
             if event.waited_for is not None and event.wait_ns > stall_ns[event.step] + LATE_NS
         ]
         return [(index[t.storage], step) for step, t in late if t.target == self.instance.fast.name]
+
+    def windows(self) -> None:
+        """Decide windows of the best candidates anew that stall more than the LP (`windows.redecided`)."""
+        tried: set[frozenset[tuple[int, int]]] = set()
+        improved = True
+        while improved and self.found and not self.finished:
+            improved = False
+            for score, decisions, plan in list(self.found[:FAVOURED]):
+                if self.finished or decisions.evicted in tried:
+                    continue
+                tried.add(decisions.evicted)
+                for cut in [0, *self.best_cuts(1)]:
+                    left = max(0.1, self.began + self.time_s - time.monotonic())
+                    for changed in redecided(self.instance, plan, decisions, cut, min(WINDOW_S, left)):
+                        if self.finished:
+                            return
+                        improved = self.score(changed) < score * (1 - self.good_enough) or improved
 
     def exchange(self) -> None:
         """Hill climbing from the best plan while there is time: evict one more item, keep one more, or one for another.
@@ -259,13 +297,13 @@ def _roundings(
     gaps = instance.gaps
     dirty = {g for g in threshold(instance, absent) if not gaps[g].clean}
     seen: set[frozenset[int]] = set()
-    for chosen in (
-        threshold(instance, absent),
-        largest_first(instance, absent),
-        diffuse(instance, absent, 0.5),
-        diffuse(instance, absent, 1.0),
+    for choose in (
+        lambda: threshold(instance, absent),
+        lambda: largest_first(instance, absent),
+        lambda: diffuse(instance, absent, 0.5),
+        lambda: diffuse(instance, absent, 1.0),
     ):
-        evicted = spare_small(instance, dirty | {g for g in chosen if gaps[g].clean})
+        evicted = spare_small(instance, dirty | {g for g in choose() if gaps[g].clean})
         if not repair(instance, absent, evicted, capacity) or frozenset(evicted) in seen:
             continue
         seen.add(frozenset(evicted))

@@ -8,17 +8,20 @@ its address allows, and every store may end as late.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..solvers.landing import LOWEST, RING, land, segments
+from .calendar import Calendar
 from .instance import Instance
 from .round import worth_moving
 from .stays import Decisions, Landing, Placed
-from .timetable import Clock, Ints, is_reserved, pauses_before, store_job
+from .timetable import Clock, Ints, free_of_itself, is_reserved, pauses_before, store_job
+
+FIRST_LOOK = 256
+"""The part of a pass in which what is near is looked for first."""
 
 _RULES = {Landing.LOWEST: LOWEST, Landing.RING: RING}
 
@@ -75,6 +78,7 @@ class _Yard:
         self.rule = _RULES[landing]
         self.least_nbytes = worth_moving(instance)
         self.latest_end = bottom  # of the address range that was given last
+        self.calendar = Calendar(instance.steps)
         room = 2 * len(pieces) + 64
         self.columns: Ints = np.zeros((4, room), dtype=np.int64)
         for i, p in enumerate(pieces):
@@ -107,16 +111,19 @@ class _Yard:
         if i == self.columns.shape[1]:
             self.columns = np.concatenate([self.columns, np.zeros_like(self.columns)], axis=1)
         self.columns[:, i] = p.offset, p.offset + p.nbytes if p.offset >= 0 else -1, p.start, p.end
+        self.calendar.add(i, p.start, p.end)
 
     def move(self, i: int, wanted_ns: int) -> bool:
         """Put load `i` where it can start at `wanted_ns`, or else where it is complete first; False if nowhere."""
         piece, clock = self.pieces[i], self.clock
         first = piece.stay.first
-        start_ns = max(wanted_ns, clock.time_of(self._free_of_itself(i)))
-        ages = self._ages(piece)
-        ages[i] = self.steps
-        near = np.flatnonzero((ages < first - clock.instant_at(start_ns)) & (self.high > self.bottom))
-        free_ns = np.array([np.inf if a < 0 else clock.time_of(first - a) for a in ages[near].tolist()])
+        start_ns = max(wanted_ns, clock.time_of(free_of_itself(self.pieces, i, self.before[i], self.steps)))
+        begin = clock.instant_at(start_ns)
+        rows = self.calendar.touching(min(begin, first), piece.end)
+        rows = rows[(rows != i) & (self.high[rows] > self.bottom)]
+        ages = self._ages(piece, rows)
+        near, ages = rows[ages < first - begin], ages[ages < first - begin]
+        free_ns = np.where(ages < 0, np.inf, clock.times_of(first - ages))
         base, _ = land(
             self.low[near],
             self.high[near],
@@ -167,48 +174,55 @@ class _Yard:
                 if others:
                     links[row] = others
 
-    def _ages(self, piece: Placed) -> Ints:
-        """For every row: for how many steps before the load's use its addresses have been free; -1: occupied at some
-        step until the piece ends. A row without an address counts as free."""
+    def _ages(self, piece: Placed, rows: Ints) -> Ints:
+        """For each of `rows`: for how many steps before the load's use its addresses have been free; -1: occupied at
+        some step until the piece ends. A row without an address counts as free."""
         a, length = piece.stay.first, piece.end - piece.stay.first
-        busy_at_first = (a - self.start) % self.steps < self.end - self.start
-        begins_within = (self.start - a) % self.steps < length
-        ages = np.where(busy_at_first | begins_within, -1, (a - self.end) % self.steps)
-        return np.where(self.low < 0, self.steps, ages)
+        low, _, start, end = self.columns[:, rows]
+        busy_at_first = (a - start) % self.steps < end - start
+        begins_within = (start - a) % self.steps < length
+        ages = np.where(busy_at_first | begins_within, -1, (a - end) % self.steps)
+        return np.where(low < 0, self.steps, ages)
 
-    def _neighbours(self, i: int) -> NDArray[np.bool_]:
-        """Rows that share an address with row `i`."""
-        shares = (self.low < self.high[i]) & (self.high > self.low[i])
-        shares[i] = False
-        return shares
-
-    def _free_of_itself(self, i: int) -> int:
-        """The instant from which load `i` may run, as the stay before it has ended and is stored."""
-        first = self.pieces[i].stay.first
-        found = first - self.steps
-        for p in self.before[i]:
-            previous = self.pieces[p]
-            pause = (first - previous.stay.last - 1) % self.steps
-            stored = previous.end - previous.stay.last - 1 if previous.stay.stores else 0
-            found = max(found, first - pause + stored)
-        return found
+    def _neighbours(self, i: int, start: int, end: int) -> Ints:
+        """Rows that share an address with row `i`: all that last in some step of [start, end), and some others."""
+        rows = self.calendar.touching(start, end)
+        low, high = self.columns[:2, rows]
+        return rows[(low < self.high[i]) & (high > self.low[i]) & (rows != i)]
 
     def free_since(self, i: int) -> int:
         """The earliest instant from which the addresses of load `i` are free until its use."""
         piece = self.pieces[i]
-        ages = self._ages(piece)[self._neighbours(i)]
-        return max(piece.stay.first - int(ages.min(initial=self.steps)), self._free_of_itself(i))
+        since = free_of_itself(self.pieces, i, self.before[i], self.steps)
+        for steps in self._windows(piece.stay.first - since):
+            rows = self._neighbours(i, piece.stay.first - steps, piece.end)
+            age = int(self._ages(piece, rows).min(initial=self.steps))
+            if age <= steps:
+                return max(piece.stay.first - age, since)
+        return since
 
     def free_until(self, i: int) -> int:
         """The latest instant until which the addresses of store `i` stay free; not past its item's next stay."""
-        shares, piece = self._neighbours(i), self.pieces[i]
-        until = (self.start[shares] - int(self.end[i])) % self.steps
-        latest = min(int(self.end[i]) + int(until.min(initial=self.steps)), piece.start + self.steps)
+        piece, end = self.pieces[i], int(self.end[i])
+        latest = min(end + self.steps, piece.start + self.steps)
         for q in self.after.get(i, []):
             following = self.pieces[q]
             pause = (following.stay.first - piece.stay.last - 1) % self.steps
             latest = min(latest, piece.stay.last + 1 + pause - (following.stay.first - following.start))
+        for steps in self._windows(latest - end):
+            until = (self.start[self._neighbours(i, end, end + steps)] - end) % self.steps
+            nearest = int(until.min(initial=self.steps))
+            if nearest <= steps:
+                return min(latest, end + nearest)
         return latest
+
+    def _windows(self, most: int) -> Iterator[int]:
+        """Numbers of steps in which to look for something near, each twice the one before, up to `most`."""
+        steps = max(1, self.steps // FIRST_LOOK)
+        while steps < most:
+            yield steps
+            steps *= 2
+        yield max(1, min(most, self.steps))
 
     def finish_stores(self, stores: Sequence[int]) -> None:
         """Let what is stored keep its place until that can be done, as far as others leave it the place."""
@@ -229,11 +243,13 @@ class _Yard:
         """Let row `i` begin at `instant`."""
         self.pieces[i].start = instant
         self.columns[2, i] = instant
+        self.calendar.add(i, instant, self.pieces[i].end)
 
     def end_at(self, i: int, instant: int) -> None:
         """Let row `i` end at `instant`."""
         self.pieces[i].end = instant
         self.columns[3, i] = instant
+        self.calendar.add(i, self.pieces[i].start, instant)
 
 
 def _joined(parts: list[tuple[int, int, float]], alignment: int, least_nbytes: int) -> list[tuple[int, int, float]]:

@@ -39,6 +39,7 @@ class Stow:
     roundings: bool = True
     replay: bool = True
     favour: bool = True
+    windows: bool = True
     exchange: bool = True
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
@@ -49,8 +50,10 @@ class Stow:
         for cut in search.cuts() if self.cuts else search.cuts()[:1]:
             search.try_cut(cut, roundings=1)
         for cut in search.cuts() if self.replay else ():
+            if search.finished:
+                break
             cached = replay_cache(instance, instance.capacity_nbytes - cut, farthest, prefetch=True)
-            if cached is not None and not search.finished:
+            if cached is not None:
                 search.score(cached)
         for cut in search.best_cuts(2) if self.roundings else ():
             search.try_cut(cut)
@@ -59,6 +62,8 @@ class Stow:
                 search.try_cut(cut, roundings=2)
         if self.favour:
             search.favour()
+        if self.windows:
+            search.windows()
         if self.exchange:
             search.exchange()
         if search.best is None:

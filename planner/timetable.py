@@ -6,7 +6,7 @@ later would be late, what comes earlier lies about.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
 import numpy as np
@@ -29,7 +29,7 @@ def timetable(instance: Instance, pieces: Sequence[Placed], decisions: Decisions
     pauses = pauses_before(pieces, instance.steps)
     wanted = clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
     for i in loads:
-        pieces[i].start = max(clock.instant_at(wanted[i]), _free_of_itself(pieces, i, pauses))
+        pieces[i].start = max(clock.instant_at(wanted[i]), free_of_itself(pieces, i, pauses[i][:1], instance.steps))
 
 
 def is_reserved(piece: Placed, decisions: Decisions) -> bool:
@@ -47,14 +47,17 @@ def reserve(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) 
     pauses = pauses_before(pieces, instance.steps)
     for i in loads:
         if is_reserved(pieces[i], decisions):
-            pieces[i].start = max(clock.instant_at(wanted[i]), _free_of_itself(pieces, i, pauses))
+            pieces[i].start = max(clock.instant_at(wanted[i]), free_of_itself(pieces, i, pauses[i][:1], instance.steps))
 
 
-def _free_of_itself(pieces: Sequence[Placed], i: int, pauses: dict[int, tuple[int, int]]) -> int:
-    """The instant from which load `i` may run, as the stay before it has ended and is stored."""
-    before, pause = pauses[i]
-    stored = pieces[before].end - (pieces[before].stay.last + 1) if pieces[before].stay.stores else 0
-    return pieces[i].stay.first - pause + stored
+def free_of_itself(pieces: Sequence[Placed], i: int, before: Iterable[int], steps: int) -> int:
+    """The instant from which load `i` may run, as the stays `before` it of the same bytes have ended and are stored."""
+    first = pieces[i].stay.first
+    found = first - steps
+    for previous in (pieces[p] for p in before):
+        stored = previous.end - previous.stay.last - 1 if previous.stay.stores else 0
+        found = max(found, first - (first - previous.stay.last - 1) % steps + stored)
+    return found
 
 
 def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Decisions, room_nbytes: int) -> None:
@@ -123,6 +126,11 @@ class Clock:
         """When an instant is; below 0 and from T on, in other passes."""
         turn, step = divmod(instant, self.instance.steps)
         return turn * self.pass_ns + int(self.instants[step])
+
+    def times_of(self, instants: Ints) -> Ints:
+        """`time_of` of each."""
+        turns, steps = np.divmod(instants, self.instance.steps)
+        return turns * self.pass_ns + self.instants[steps]
 
     def due(self, step: int) -> int:
         """When an operator begins; below 0 and from T on, in other passes."""

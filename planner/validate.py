@@ -15,6 +15,10 @@ EXACT_NBYTES = 1 << 53
 """Above this a float no longer holds every whole number of bytes, so neither would a linear program nor a bound."""
 
 
+NAMED_OPERATORS = 6
+"""So many operators of a cycle are named, its first and its last among them: who must break it sees where it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that is wrong with an input: a short kind for programs, a sentence with the numbers for people."""
@@ -167,7 +171,10 @@ def _order_faults(graph: Graph) -> Iterator[Fault]:
         return
     cycle = _cycle(before)
     if cycle:
-        path = " -> ".join(f"'{graph.operators[i].id}'" for i in (*cycle, cycle[0]))
+        names = [f"'{graph.operators[i].id}'" for i in (*cycle, cycle[0])]
+        if len(cycle) > NAMED_OPERATORS:
+            names[NAMED_OPERATORS - 1 : -2] = [f"... ({len(cycle) - NAMED_OPERATORS} more) ..."]
+        path = " -> ".join(names)
         yield Fault("cyclic", f"the operators of graph '{graph.name}' wait for one another: {path}; break the cycle")
     else:
         reader, writer = (graph.operators[i].id for i in late)
@@ -236,10 +243,13 @@ def _cycle(before: list[tuple[int, ...]]) -> list[int]:
     stuck = {i for i, count in enumerate(waiting) if count}
     if not stuck:
         return []
-    path = [min(stuck)]
-    while path[-1] not in path[:-1]:
-        path.append(next(j for j in before[path[-1]] if j in stuck))
-    return path[path.index(path[-1]) : -1]
+    path, at = list[int](), min(stuck)
+    place: dict[int, int] = {}
+    while at not in place:
+        place[at] = len(path)
+        path.append(at)
+        at = next(j for j in before[at] if j in stuck)
+    return path[place[at] :]
 
 
 def _twice(where: str, kind: str, names: Iterable[str]) -> Iterator[Fault]:

@@ -38,13 +38,24 @@ class DirectFile:
     """An open file. Reads and writes whole ranges or raises ExecutionError with file, offset, wanted and got bytes.
 
     `direct` tells whether the filesystem takes O_DIRECT; where not, what was read is dropped from the page cache.
-    Several threads may use one.
+    `nbytes` is the length of a file that is not ours, whose last block may be short; None where all blocks are whole.
+    `remedy` says what to do when the file turns out to be shorter. Several threads may use one.
     """
 
-    def __init__(self, descriptor: int, name: str, *, direct: bool) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        *,
+        direct: bool,
+        nbytes: int | None = None,
+        remedy: str = "remove it so that it is made again",
+    ) -> None:
         self.descriptor = descriptor
         self.name = name
         self.direct = direct
+        self.nbytes = nbytes
+        self.remedy = remedy
         self._spare: list[mmap.mmap] = []
 
     @classmethod
@@ -52,6 +63,12 @@ class DirectFile:
         """Open `path`, with O_DIRECT where the filesystem takes it. Raises OSError."""
         descriptor, direct = _open_direct(path, flags)
         return cls(descriptor, str(path), direct=direct)
+
+    @classmethod
+    def open_whole(cls, path: Path, remedy: str) -> DirectFile:
+        """Open a file of any length for reading. Raises OSError."""
+        descriptor, direct = _open_direct(path, os.O_RDONLY)
+        return cls(descriptor, str(path), direct=direct, nbytes=os.fstat(descriptor).st_size, remedy=remedy)
 
     @classmethod
     def scratch(cls, folder: Path, nbytes: int) -> DirectFile:
@@ -124,8 +141,10 @@ class DirectFile:
                 done += count
 
     def _read_blocks(self, buffers: list[memoryview], offset: int) -> None:
-        """Fill whole blocks; a short read goes on at the last whole block it reached."""
+        """Fill whole blocks, up to the end of the file; a short read goes on at the last whole block it reached."""
         wanted = sum(len(b) for b in buffers)
+        if self.nbytes is not None:
+            wanted = min(wanted, self.nbytes - offset)
         done, idle = 0, 0
         while done < wanted:
             try:
@@ -139,9 +158,9 @@ class DirectFile:
             if idle > _IDLE_RETRIES:
                 raise ExecutionError(
                     f"reading '{self.name}' at offset {offset + done} gives no more bytes: wanted {wanted}, got "
-                    f"{done + got}; the file was cut short, remove it so that it is made again"
+                    f"{done + got}; the file was cut short, {self.remedy}"
                 )
-            done += got // BLOCK * BLOCK
+            done = wanted if done + got >= wanted else done + got // BLOCK * BLOCK
         if not self.direct:
             os.posix_fadvise(self.descriptor, offset, wanted, os.POSIX_FADV_DONTNEED)
 

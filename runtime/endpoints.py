@@ -13,8 +13,8 @@ from ..ir.program import Program
 from .addresses import Addresses
 from .arena import Arena
 from .opaque import to_ort, to_python
+from .reading import WeightReader
 from .steps import Values
-from .store import WeightStore
 from .values import Array, check_input, from_bytes, numpy_type, to_bytes
 
 Checked = dict[str, object]  # by tensor id: an array where the tensor has a storage, else what `to_ort` takes
@@ -100,11 +100,11 @@ class Endpoints:
                 target = np.frombuffer(arena.view(p.offset, p.tensor.nbytes), np.uint8)
                 np.copyto(target, to_bytes(value, p.tensor))
 
-    def take(self, checked: Checked, arena: Arena, values: Values, store: WeightStore) -> dict[str, Array]:
+    def take(self, checked: Checked, arena: Arena, values: Values, store: WeightReader) -> dict[str, Array]:
         """New arrays of the outputs, from their places in the last step."""
         return {p.name: self._take(p, checked, arena, values, store) for p in self._outputs}
 
-    def _take(self, p: Place, checked: Checked, arena: Arena, values: Values, store: WeightStore) -> Array:
+    def _take(self, p: Place, checked: Checked, arena: Arena, values: Values, store: WeightReader) -> Array:
         tensor = p.tensor
         if tensor.storage is None:
             return to_python(values[tensor.id])

@@ -9,23 +9,34 @@ from numpy.typing import NDArray
 
 from ..ir.errors import ExecutionError
 from ..ir.program import Lookup
-from .store import WeightStore
+from .reading import WeightReader
 
 READERS = 4
 """Rows lie scattered: several small reads at once keep the disk busy where one after another would wait for each."""
 
 
 class LookupCall:
-    """One lookup at fixed addresses: reads the indices, then the rows they name, straight to their places."""
+    """One lookup at fixed addresses: reads the indices, then the rows they name, straight to their places.
+
+    The table begins at byte `start` of the blob.
+    """
 
     def __init__(
-        self, op: str, lookup: Lookup, store: WeightStore, indices: NDArray[np.signedinteger], target: memoryview
+        self,
+        op: str,
+        lookup: Lookup,
+        store: WeightReader,
+        indices: NDArray[np.signedinteger],
+        target: memoryview,
+        *,
+        start: int = 0,
     ) -> None:
         self._op = op
         self._lookup = lookup
         self._store = store
         self._indices = indices
         self._target = target
+        self._start = start
         self.read_nbytes = 0  # since it was made
 
     def __call__(self, binding: object, options: object) -> None:
@@ -53,4 +64,4 @@ class LookupCall:
 
     def _read(self, row: int, place: int) -> None:
         size = self._lookup.row_nbytes
-        self._store.read_rows(self._lookup.blob, row * size, self._target[place : place + size])
+        self._store.read_rows(self._lookup.blob, self._start + row * size, self._target[place : place + size])

@@ -14,7 +14,7 @@ from ..ir.plan import Plan, Transfer
 from .addresses import Addresses
 from .arena import Arena
 from .directio import BLOCK, BOUNCE_NBYTES, DirectFile
-from .store import CRC_NBYTES, WeightStore
+from .reading import CRC_NBYTES, WeightReader
 from .transfer import Cancelled, Job
 
 Move = Callable[[Cancelled], None]
@@ -184,7 +184,7 @@ class Moves:
             counts[route.lane] = max(counts.get(route.lane, count), count)
         return [list(counts.items()) for counts in most]
 
-    def jobs(self, arena: Arena, store: WeightStore, scratch: DirectFile | None) -> dict[str, list[Job]]:
+    def jobs(self, arena: Arena, store: WeightReader, scratch: DirectFile | None) -> dict[str, list[Job]]:
         """The jobs of each lane, in the order of the plan."""
         lanes: dict[str, list[Job]] = {}
         for route, link, waits in zip(self.routes, self.links, self.waits, strict=True):
@@ -211,7 +211,7 @@ class Moves:
         return frozenset(exact), moves
 
     def requests(
-        self, route: Route, link: Link, arena: Arena, store: WeightStore, scratch: DirectFile | None
+        self, route: Route, link: Link, arena: Arena, store: WeightReader, scratch: DirectFile | None
     ) -> tuple[Move, ...]:
         """What one transfer does, in requests of the link's chunk size; their ends lie on multiples of it in the blob,
         where checksums begin and end."""
@@ -246,7 +246,7 @@ def chunk_nbytes(link: Link | None) -> int:
 
 
 def load_homed(
-    store: WeightStore, storage: Storage, lo: int, target: memoryview, chunk: int, cancelled: Cancelled
+    store: WeightReader, storage: Storage, lo: int, target: memoryview, chunk: int, cancelled: Cancelled
 ) -> None:
     """Fill `target` with the bytes of a homed storage from `lo` on."""
     assert storage.blob is not None

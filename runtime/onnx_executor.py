@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
 
 from ..ir.errors import ExecutionError, InputError
-from ..ir.graph import Graph, Storage
+from ..ir.graph import Graph
 from ..ir.machine import Machine
-from ..ir.paths import cache_dir
 from ..ir.plan import Plan
 from ..ir.program import Program
-from ..ir.simulate import prefilled
-from .addresses import Addresses
-from .arena import Arena
-from .directio import DirectFile, never
+from .directio import never
 from .endpoints import Checked, Endpoints
 from .kernels import ENGINE_ERRORS, load_kernels, run_error, use_threads, use_workspace
 from .lookup import LookupCall
-from .memory import settle_allocator, trim_heap
-from .moves import Moves, chunk_nbytes, load_homed
+from .memory import settle_allocator
+from .passes import PlanMemory, Stats, Stopwatch
 from .preflight import check_store, compute_unit, opaque_elements
 from .profile import Profile, summarise
+from .reading import WeightReader
 from .steps import Values, bind_steps
-from .store import WeightStore
 from .trace import Event
-from .transfer import Engine
 from .values import Array
 
-
-@dataclass(slots=True)
-class Stats:
-    """Of the last pass: time, bytes that transfers moved since the pass before, time waited for each lane.
-
-    `events` is empty unless `OnnxExecutor.tracing` is on.
-    """
-
-    seconds: float = 0.0
-    read_nbytes: int = 0
-    written_nbytes: int = 0
-    wait_ns: dict[str, int] = field(default_factory=dict[str, int])
-    events: tuple[Event, ...] = ()
+__all__ = ["OnnxExecutor", "Stats"]
 
 
 class OnnxExecutor:
@@ -61,7 +42,7 @@ class OnnxExecutor:
         plan: Plan,
         graph: Graph,
         program: Program,
-        store: WeightStore,
+        store: WeightReader,
         machine: Machine,
         *,
         threads: int | None = None,
@@ -78,30 +59,24 @@ class OnnxExecutor:
         unit = compute_unit(plan, graph, machine)
         self.tier = unit.tier
         check_store(graph, plan, store)
-        addresses = Addresses(plan, graph, self.tier)
-        moves = Moves(plan, graph, machine, self.tier, addresses)
-        self._endpoints = Endpoints(graph, program, addresses, self._period)
+        memory = PlanMemory(plan, graph, machine, self.tier, store)
+        self._endpoints = Endpoints(graph, program, memory.addresses, self._period)
         self.threads = use_threads(threads or unit.threads or None)
         use_workspace(plan.workspace_nbytes.get(self.tier, 0))
         settle_allocator()
         kernels = load_kernels(
             program, {s.op: graph.operator[s.op].op_type for s in plan.steps if s.op not in program.lookups}
         )
-        resources = _Resources()
-        self._finalizer = weakref.finalize(self, resources.close)
+        self._memory = memory
+        memory.open(scratch)
         try:
-            self._arena = resources.arena = Arena(plan.arena_nbytes.get(self.tier, 0), tier=self.tier)
-            if moves.scratch_nbytes:
-                resources.scratch = DirectFile.scratch(scratch or cache_dir(), moves.scratch_nbytes)
-            self._steps = bind_steps(plan, graph, kernels, program.lookups, store, addresses, self._arena)
-            jobs = moves.jobs(self._arena, store, resources.scratch)
-            self._exact, self._exact_moves = moves.exact(jobs)
-            self._engine = resources.engine = Engine(jobs, self._period)
+            self._arena = memory.arena
+            self._steps = bind_steps(plan, graph, kernels, program.lookups, store, memory.addresses, memory.arena)
         except BaseException:
             self.close()
             raise
-        lanes = self._engine.lanes
-        self._waits = [[(lanes[name], n, len(lanes[name].jobs)) for name, n in due] for due in moves.due()]
+        self._engine = memory.engine
+        self._waits = memory.waits
         self._calls = [
             (s.call, s.binding, s.opaque, waits) for s, waits in zip(self._steps, self._waits[:-1], strict=True)
         ]
@@ -120,36 +95,24 @@ class OnnxExecutor:
 
     def close(self) -> None:
         """Stop the threads, remove the scratch file, give the memory back. Again is allowed; running is not."""
-        for name in ("_calls", "_steps", "_exact_moves", "_values", "_last_inputs", "_engine", "_waits"):
+        for name in ("_calls", "_steps", "_values", "_last_inputs", "_engine", "_waits"):
             self.__dict__.pop(name, None)  # they hold views of the arena and bindings to it
-        self._finalizer()
+        self._memory.close()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return not self._finalizer.alive
+        return self._memory.closed
 
     def load(self) -> int:
         """Bring everything into the state before the first pass; the bytes read for what is resident at instant 0."""
-        self._check_open()
+        self._memory.check_open()
         self._ready = False
-        self._engine.reset()
         self._turn = 0
         self._values.clear()
-        trim_heap()
-        nbytes = self._fill(lambda _: True)
+        nbytes = self._memory.restart()
         self._totals = self._moved()
         self._ready = True
-        return nbytes
-
-    def _fill(self, wanted: Callable[[Storage], bool]) -> int:
-        nbytes = 0
-        for r in prefilled(self.plan, self.graph):
-            storage = self.graph.storage[r.storage]
-            if wanted(storage):
-                chunk = chunk_nbytes(self.machine.link.get((self.plan.home_tier, r.tier)))
-                load_homed(self.store, storage, r.lo, self._arena.view(r.offset, r.nbytes), chunk, never)
-                nbytes += r.nbytes
         return nbytes
 
     def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
@@ -167,7 +130,7 @@ class OnnxExecutor:
         """
         if passes < 1:
             raise InputError(f"a profile takes at least 1 pass, got {passes}")
-        self._check_open()
+        self._memory.check_open()
         before, self.tracing = self.tracing, True
         taken: list[tuple[Event, ...]] = []
         try:
@@ -184,11 +147,10 @@ class OnnxExecutor:
         Only what is not of floating point (indices, sizes, masks) is moved in time, with the clock stopped: a kernel
         would fail on wrong ones. `inputs` default to the last ones. The next `run` loads again.
         """
-        self._check_open()
+        self._memory.check_open()
         checked = self._endpoints.check(self._some_inputs(inputs))
         self._ready = False
-        self._engine.reset()
-        self._fill(lambda storage: storage.id in self._exact)
+        self._memory.restart(lambda storage: storage.id in self._memory.exact)
         self._values.clear()
         self._endpoints.put(checked, self._arena, self._values, self._elements)
         stopped = 0
@@ -196,7 +158,7 @@ class OnnxExecutor:
         step = 0
         try:
             for step, (call, binding, opaque, _) in enumerate(self._calls):
-                moves = self._exact_moves.get(step)
+                moves = self._memory.exact_moves.get(step)
                 if moves:
                     pause = perf_counter_ns()
                     for move in moves:
@@ -212,26 +174,18 @@ class OnnxExecutor:
 
     def io_only(self) -> float:
         """Seconds in which the transfers of one pass run with nothing computed. The next `run` loads again."""
-        self._check_open()
+        self._memory.check_open()
         self._ready = False
-        self._engine.reset()
-        begin = perf_counter_ns()
-        if self._period:
-            self._engine.arrive(self._period - 1)
-        for lane in self._engine.lanes.values():
-            self._engine.wait(lane, len(lane.jobs))
-        return (perf_counter_ns() - begin) * 1e-9
+        return self._memory.transfers_alone()
 
     def _run(self, inputs: Mapping[str, object], steps: Callable[[int], None]) -> dict[str, Array]:
-        self._check_open()
+        self._memory.check_open()
         checked = self._endpoints.check(inputs)
         if not self._ready:
             self.load()
         self._last_inputs = checked
         engine = self._engine
-        engine.events = (engine.events or []) if self.tracing else None
-        waited = {lane.name: lane.wait_ns for lane in engine.lanes.values()}
-        begin = perf_counter_ns()
+        watch = Stopwatch(engine, self._totals, tracing=self.tracing)
         self._ready = False  # unless we come to the end
         first = self._turn * self._period
         engine.arrive(first)
@@ -244,17 +198,8 @@ class OnnxExecutor:
         engine.arrive(first + self._period)
         self._turn += 1
         self._ready = True
-        read, written = self._moved()
-        self.stats = Stats(
-            seconds=(perf_counter_ns() - begin) * 1e-9,
-            read_nbytes=read - self._totals[0],
-            written_nbytes=written - self._totals[1],
-            wait_ns={n: lane.wait_ns - waited[n] for n, lane in engine.lanes.items() if lane.wait_ns > waited[n]},
-            events=tuple(engine.events or ()),
-        )
-        if engine.events is not None:
-            engine.events = []
-        self._totals = (read, written)
+        self._totals = self._moved()
+        self.stats = watch.stop(self._totals)
         return outputs
 
     def _plain_steps(self, first: int) -> None:
@@ -299,10 +244,6 @@ class OnnxExecutor:
         op = self.graph.operator[self.plan.steps[step].op]
         return run_error(op.id, op.op_type, error)
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ExecutionError("this executor is closed; open a new one")
-
     def _some_inputs(self, inputs: Mapping[str, object] | None) -> Mapping[str, object]:
         """The given inputs, else those of the last pass, else zeros."""
         if inputs is not None:
@@ -311,25 +252,6 @@ class OnnxExecutor:
 
     def _moved(self) -> tuple[int, int]:
         """Bytes read and written by transfers so far."""
-        lanes = self._engine.lanes.values()
         looked_up = sum(s.call.read_nbytes for s in self._steps if isinstance(s.call, LookupCall))
-        return looked_up + sum(lane.read_nbytes for lane in lanes), sum(lane.written_nbytes for lane in lanes)
-
-
-@dataclass(slots=True)
-class _Resources:
-    """What must be given back, in the order in which it must be; also when an executor is forgotten."""
-
-    engine: Engine | None = None
-    scratch: DirectFile | None = None
-    arena: Arena | None = None
-
-    def close(self) -> None:
-        """Threads first, for they use the others."""
-        if self.engine is not None:
-            self.engine.close()
-            self.engine = None
-        if self.scratch is not None:
-            self.scratch.close()
-        if self.arena is not None:
-            self.arena.close()
+        read, written = self._memory.moved()
+        return read + looked_up, written

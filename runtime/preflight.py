@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..ir.errors import PlanMismatchError
 from ..ir.graph import Graph
 from ..ir.machine import Machine, Unit
 from ..ir.plan import Plan
-from .kernels import Kernel
-from .store import WeightStore
+from .reading import WeightReader
+
+if TYPE_CHECKING:  # ONNX Runtime: executors without it have their memory for something else
+    from .kernels import Kernel
 
 
 def compute_unit(plan: Plan, graph: Graph, machine: Machine) -> Unit:
@@ -28,7 +31,7 @@ def compute_unit(plan: Plan, graph: Graph, machine: Machine) -> Unit:
     return used[0]
 
 
-def check_store(graph: Graph, plan: Plan, store: WeightStore) -> None:
+def check_store(graph: Graph, plan: Plan, store: WeightReader) -> None:
     """Every homed storage that the plan places lies in the store. Raises PlanMismatchError."""
     for name in plan.residencies_of:
         storage = graph.storage.get(name)

@@ -17,7 +17,7 @@ from .arena import Arena
 from .kernels import Kernel, Port, element_name
 from .lookup import LookupCall
 from .opaque import to_ort, to_python
-from .store import WeightStore
+from .reading import WeightReader
 from .values import Array, dense_nbytes, from_bytes, numpy_type, to_bytes
 
 Values = dict[str, Any]  # what opaque tensors hold: OrtValues, None for an empty optional
@@ -116,7 +116,7 @@ def bind_steps(
     graph: Graph,
     kernels: Mapping[str, Kernel],
     lookups: Mapping[str, Lookup],
-    store: WeightStore,
+    store: WeightReader,
     addresses: Addresses,
     arena: Arena,
 ) -> list[BoundStep]:
@@ -153,7 +153,7 @@ def bind_steps(
 
 
 def _bind_lookup(
-    op: Operator, lookup: Lookup, graph: Graph, store: WeightStore, addresses: Addresses, arena: Arena, step: int
+    op: Operator, lookup: Lookup, graph: Graph, store: WeightReader, addresses: Addresses, arena: Arena, step: int
 ) -> LookupCall:
     indices, output = graph.tensor[op.inputs[0]], graph.tensor[op.outputs[0]]
     entry = store.entries.get(lookup.blob)

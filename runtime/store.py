@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +11,15 @@ from typing import Any
 
 from ..ir.codec import digest, from_json, loads
 from ..ir.errors import ExecutionError, InputError, PlanMismatchError
-from ..ir.program import Program, SourceFile
-from .directio import BLOCK, BOUNCE_NBYTES, DirectFile, never
+from ..ir.program import SourceFile
+from .directio import BLOCK, DirectFile
+from .reading import CRC_NBYTES as CRC_NBYTES
+from .reading import BlobEntry, CheckedBlobs, HasBlobs
 
 SCHEMA = 1
-CRC_NBYTES = 1 << 20
 WEIGHTS, INDEX = "weights.bin", "index.json"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class BlobEntry:
-    """Where a blob lies in the weights file, and the CRC-32 of each MiB of it."""
-
-    blob: str
-    offset: int
-    nbytes: int
-    crc32: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +65,7 @@ def identity_of(identity: dict[str, Any]) -> Identity:
     return from_json(Identity, identity, "store identity")
 
 
-def layout(program: Program) -> tuple[list[int], int]:
+def layout(program: HasBlobs) -> tuple[list[int], int]:
     """Offset of each blob of `program`, on block boundaries in the order given, and the length of the file."""
     offsets, end = list[int](), 0
     for blob in program.blobs:
@@ -84,19 +74,17 @@ def layout(program: Program) -> tuple[list[int], int]:
     return offsets, end
 
 
-class WeightStore:
-    """An open store. Reads ranges of blobs straight into memory; checks each MiB the first time it is read."""
+class WeightStore(CheckedBlobs):
+    """An open store, kept in a folder of the cache for the next run."""
 
     def __init__(self, folder: Path, index: Index, file: DirectFile) -> None:
+        super().__init__(index.blobs, file, remedy="remove that folder so that it is made again")
         self.folder = folder
         self.index = index
-        self.entries = {b.blob: b for b in index.blobs}
-        self._file = file
-        self._unchecked = {b.blob: set(range(len(b.crc32))) for b in index.blobs}
 
     @classmethod
     def open_or_build(
-        cls, program: Program, *, identity: dict[str, Any], folder: Path, progress: Progress | None = None
+        cls, program: HasBlobs, *, identity: dict[str, Any], folder: Path, progress: Progress | None = None
     ) -> WeightStore:
         """The store in `folder` (one folder per program and identity), made if it is not there or not whole.
 
@@ -121,7 +109,7 @@ class WeightStore:
         return store
 
     @classmethod
-    def _open(cls, program: Program, identity: Identity, folder: Path) -> WeightStore | None:
+    def _open(cls, program: HasBlobs, identity: Identity, folder: Path) -> WeightStore | None:
         """The store as it stands, or None where it is absent, of another schema or origin, or damaged in its form."""
         offsets, nbytes = layout(program)
         try:
@@ -138,64 +126,6 @@ class WeightStore:
             file.close()
             return None
         return cls(folder, index, file)
-
-    def read(
-        self,
-        blob: str,
-        start: int,
-        target: memoryview,
-        *,
-        chunk: int = BOUNCE_NBYTES,
-        cancelled: Callable[[], bool] = never,
-    ) -> None:
-        """Fill `target` with the bytes of `blob` from `start` on.
-
-        Raises ExecutionError where the file cannot be read and where its bytes are not those that were written.
-        """
-        entry = self.entries[blob]
-        assert start >= 0 and start + len(target) <= entry.nbytes, (blob, start, len(target), entry.nbytes)
-        self._file.read_into(target, entry.offset + start, chunk=chunk, cancelled=cancelled)
-        unchecked = self._unchecked[blob]
-        if unchecked and len(target):
-            for number in range(start // CRC_NBYTES, -(-(start + len(target)) // CRC_NBYTES)):
-                if number in unchecked:
-                    self._check(entry, number, start, target)
-                    unchecked.discard(number)
-
-    def read_rows(self, blob: str, start: int, target: memoryview) -> None:
-        """Fill `target` with a few bytes of `blob` from `start` on, unchecked: a checksum would need a whole MiB."""
-        entry = self.entries[blob]
-        assert start >= 0 and start + len(target) <= entry.nbytes, (blob, start, len(target), entry.nbytes)
-        self._file.read_into(target, entry.offset + start)
-
-    def _check(self, entry: BlobEntry, number: int, start: int, target: memoryview) -> None:
-        """Check one MiB, in `target` if it is there as a whole, else read again; `target` holds bytes from `start`."""
-        first = number * CRC_NBYTES
-        last = min(first + CRC_NBYTES, entry.nbytes)
-        lo, hi = max(first, start), min(last, start + len(target))
-        if (lo, hi) == (first, last):
-            actual, same = zlib.crc32(target[lo - start : hi - start]), True
-        else:
-            whole = bytearray(last - first)
-            self._file.read_into(memoryview(whole), entry.offset + first)
-            actual = zlib.crc32(whole)
-            same = memoryview(whole)[lo - first : hi - first] == target[lo - start : hi - start]
-        expected = entry.crc32[number]
-        if actual != expected or not same:
-            raise ExecutionError(
-                f"blob '{entry.blob}' is damaged in bytes [{first}, {last}) of '{self.folder / WEIGHTS}': its CRC-32 "
-                f"should be {expected:08x} and is {actual:08x}; remove that folder so that it is made again"
-            )
-
-    def close(self) -> None:
-        """Close the file; again is allowed."""
-        self._file.close()
-
-    def __enter__(self) -> WeightStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from ..ir.codec import digest, dumps
 from ..ir.errors import ExecutionError, InputError
 from ..ir.paths import write_atomic
-from ..ir.program import BlobSource, Program
+from ..ir.program import BlobSource, FilePiece
 from .directio import BLOCK, DirectFile, allocate, disk_full, free_nbytes
-from .store import CRC_NBYTES, INDEX, SCHEMA, WEIGHTS, BlobEntry, Identity, Index, Progress, layout
+from .reading import CRC_NBYTES, BlobEntry, HasBlobs
+from .store import INDEX, SCHEMA, WEIGHTS, Identity, Index, Progress, layout
 
 PIECE_NBYTES = 4 << 20
 BAND_NBYTES = 8 << 20  # for transposing: three times this is used; a larger matrix is written and read once more
@@ -36,12 +37,12 @@ def remove_remains(folder: Path) -> None:
         shutil.rmtree(remains, ignore_errors=True)
 
 
-def build_store(program: Program, identity: Identity, folder: Path, progress: Progress | None) -> None:
+def build_store(program: HasBlobs, identity: Identity, folder: Path, progress: Progress | None) -> None:
     """Write the store of `program` into a new folder beside `folder` and put it in its place when it is whole."""
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent))
     _, nbytes = layout(program)
     try:
-        with _Writer(partial / WEIGHTS, nbytes, progress) as writer:
+        with BlobWriter(_new_file(partial / WEIGHTS, nbytes), nbytes, progress) as writer:
             entries = tuple(_write_blob(source, writer, partial) for source in program.blobs)
         index = Index(SCHEMA, identity, digest(program.blobs), nbytes, entries)
         write_atomic(partial / INDEX, dumps(index))
@@ -69,7 +70,18 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_blob(source: BlobSource, writer: _Writer, folder: Path) -> BlobEntry:
+def _new_file(path: Path, nbytes: int) -> DirectFile:
+    path.touch()
+    file = DirectFile.open(path, os.O_RDWR)
+    try:
+        allocate(file.descriptor, nbytes, path.parent)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _write_blob(source: BlobSource, writer: BlobWriter, folder: Path) -> BlobEntry:
     begin = writer.position
     for piece in _pieces(source, folder):
         writer.write(piece)
@@ -79,11 +91,18 @@ def _write_blob(source: BlobSource, writer: _Writer, folder: Path) -> BlobEntry:
     return BlobEntry(source.blob, begin, source.nbytes, writer.finish_blob())
 
 
-class _Writer:
-    """A file written front to back in large aligned requests, with the CRC-32 of each MiB of each blob."""
+class BlobWriter:
+    """Writes `file` front to back in large aligned requests, with the CRC-32 of each MiB of each blob.
 
-    def __init__(self, path: Path, nbytes: int, progress: Progress | None) -> None:
+    A context that ends well writes what is left and syncs; any end closes the file unless `keep_open`. `written` tells
+    up to where bytes have reached the file.
+    """
+
+    def __init__(
+        self, file: DirectFile, nbytes: int, progress: Progress | None = None, *, keep_open: bool = False
+    ) -> None:
         self.position = 0
+        self._keep_open = keep_open
         self._nbytes = nbytes
         self._progress = progress
         self._map = mmap.mmap(-1, PIECE_NBYTES)
@@ -91,15 +110,9 @@ class _Writer:
         self._written = 0
         self._crcs: list[int] = []
         self._crc, self._crc_nbytes = 0, 0
-        path.touch()
-        self._file = DirectFile.open(path, os.O_RDWR)
-        try:
-            allocate(self._file.descriptor, nbytes, path.parent)
-        except BaseException:
-            self._file.close()
-            raise
+        self._file = file
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> BlobWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -108,7 +121,13 @@ class _Writer:
                 self._flush()
                 os.fsync(self._file.descriptor)
         finally:
-            self._file.close()
+            if not self._keep_open:
+                self._file.close()
+
+    @property
+    def written(self) -> int:
+        """Bytes from the front of the file that are in it."""
+        return self._written
 
     def write(self, piece: Piece) -> None:
         """Append bytes."""
@@ -160,9 +179,15 @@ def _pieces(source: BlobSource, folder: Path) -> Iterator[Piece]:
         content = np.frombuffer(bytes.fromhex(source.inline), np.uint8)
         yield _transpose(content, source) if source.transposed else content
         return
+    if source.pieces:
+        for piece in source.pieces:
+            with _Source(source.blob, piece) as read:
+                for start in range(0, piece.nbytes, PIECE_NBYTES):
+                    yield read(start, min(PIECE_NBYTES, piece.nbytes - start))
+        return
     if source.path is None:
         raise InputError(f"blob '{source.blob}' has no source: neither a file nor a value; plan again")
-    with _Source(source) as read:
+    with _Source(source.blob, FilePiece(source.path, source.file_offset, source.nbytes)) as read:
         if source.transposed and source.nbytes > BAND_NBYTES:
             yield from _transposed_by_bands(source, read, folder)
         elif source.transposed:
@@ -184,15 +209,15 @@ def _repeat(element: bytes, nbytes: int) -> Iterator[Piece]:
 class _Source:
     """A range of a file, read without leaving it in the page cache. Calling it reads [start, start + nbytes)."""
 
-    def __init__(self, source: BlobSource) -> None:
-        assert source.path is not None
-        self._source = source
-        self._path = source.path
+    def __init__(self, blob: str, piece: FilePiece) -> None:
+        self._blob = blob
+        self._piece = piece
+        self._path = piece.path
         try:
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise InputError(
-                f"'{self._path}', which holds weight '{source.blob}', cannot be opened: {error.strerror}"
+                f"'{self._path}', which holds weight '{blob}', cannot be opened: {error.strerror}"
             ) from error
 
     def __enter__(self) -> Callable[[int, int], Piece]:
@@ -203,7 +228,7 @@ class _Source:
 
     def _read(self, start: int, nbytes: int) -> Piece:
         found = np.empty(nbytes, np.uint8)
-        at, done = self._source.file_offset + start, 0
+        at, done = self._piece.file_offset + start, 0
         while done < nbytes:
             try:
                 got = os.preadv(self._descriptor, [found.data[done:]], at + done)
@@ -214,8 +239,8 @@ class _Source:
                 ) from error
             if got == 0:
                 raise InputError(
-                    f"'{self._path}' ends at byte {at + done}, weight '{self._source.blob}' needs bytes up to "
-                    f"{self._source.file_offset + self._source.nbytes}; get the whole file"
+                    f"'{self._path}' ends at byte {at + done}, weight '{self._blob}' needs bytes up to "
+                    f"{self._piece.file_offset + self._piece.nbytes}; get the whole file"
                 )
             done += got
         os.posix_fadvise(self._descriptor, at, nbytes, os.POSIX_FADV_DONTNEED)

@@ -7,18 +7,22 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .ir import machine as ir_machine
 from .ir.errors import InputError
 from .ir.files import PlanFile
 from .ir.sizes import parse_size
+from .models import NO_DIMS, find_model
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from .planner.compare import Comparison
     from .workflow import Request
+
+    AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 ModelPath = str | os.PathLike[str]
 
@@ -34,7 +38,7 @@ class Machine(ir_machine.Machine):
     @classmethod
     def load(cls, name: str, **capacities: str | int) -> Machine:
         """A built-in profile ('rtx4090', ...), 'host', or a TOML file; capacities override those of its tiers."""
-        from .workflow import get_machine
+        from .hosts import get_machine
 
         sizes = {tier: parse_size(str(size)) for tier, size in capacities.items()}
         machine = get_machine(name).with_capacity(sizes)
@@ -42,32 +46,37 @@ class Machine(ir_machine.Machine):
 
 
 def plan(
-    model: ModelPath,
+    model: ModelPath | nn.Module,
+    example_inputs: object = None,
     *,
     machine: ir_machine.Machine | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int] = NO_DIMS,
     mode: str = "inference",
     strategy: str = "stow",
     profile: bool = False,
     time_limit_s: float = 20.0,
     seed: int = 0,
 ) -> PlanFile:
-    """A certified plan for an ONNX file on `machine` (by default this box).
+    """A certified plan for a model on `machine` (by default this box).
 
-    `dims` sets symbolic dimensions. `profile` measures each operator here instead of using formulas.
+    `model` is an ONNX file, 'hf:DIR', 'file.py:callable', 'pkg.module:callable', or a PyTorch module; for a module
+    `example_inputs` are a tuple of positional, a dictionary of keyword arguments, or one tensor. `dims` sets symbolic
+    dimensions. `profile` measures real passes here instead of using formulas.
     Raises InputError, InfeasibleError and TimeLimitError, each with what to do.
     """
     from .workflow import make_plan
 
-    return make_plan(_request(model, machine, dims, mode, profile, time_limit_s, seed), strategy=strategy).file
+    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed)
+    return make_plan(request, strategy=strategy).file
 
 
 def compare(
-    model: ModelPath,
+    model: ModelPath | nn.Module,
+    example_inputs: object = None,
     *,
     machine: ir_machine.Machine | None = None,
     strategies: tuple[str, ...] = (),
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int] = NO_DIMS,
     mode: str = "inference",
     profile: bool = False,
     time_limit_s: float = 20.0,
@@ -89,14 +98,15 @@ def compare(
     from .workflow import make_comparison
 
     trials = Trials(seeds or (seed,), dict(time_limits or {}), workers, memory_limit_nbytes)
-    request = _request(model, machine, dims, mode, profile, time_limit_s, seed)
+    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed)
     return make_comparison(request, strategies or strategy_names(), trials=trials)
 
 
 def _request(
-    model: ModelPath,
+    model: object,
+    example_inputs: object,
     machine: ir_machine.Machine | None,
-    dims: Mapping[str, int] | None,
+    dims: Mapping[str, int],
     mode: str,
     profile: bool,
     time_limit_s: float,
@@ -104,26 +114,39 @@ def _request(
 ) -> Request:
     from .workflow import Request
 
-    path = _onnx_path(model)
-    return Request(path, machine or Machine.detect(), dict(dims or {}), mode, profile, time_limit_s, seed)
+    found = find_model(model, dims, example_inputs)
+    return Request(found, machine or Machine.detect(), mode, profile, time_limit_s, seed)
 
 
-def _onnx_path(model: object) -> Path:
-    if not isinstance(model, (str, os.PathLike)):
-        raise InputError(f"cannot plan a {type(model).__name__}; give the path of an ONNX file")
-    return Path(os.fspath(model))
+@overload
+def apply(plan: PlanFile, model: AnyModule, *, threads: int | None = None) -> AnyModule: ...
 
 
-def apply(plan: PlanFile, model: ModelPath | None = None, *, threads: int | None = None) -> Applied:
-    """An executor of `plan`: fills its arena and is ready to run. `model` says where the ONNX file lies if it moved."""
-    return Applied(plan, None if model is None else _onnx_path(model), threads)
+@overload
+def apply(plan: PlanFile, model: ModelPath | None = None, *, threads: int | None = None) -> Any: ...
+
+
+def apply(plan: PlanFile, model: Any = None, *, threads: int | None = None) -> Any:
+    """What runs `plan`, its memory filled and ready.
+
+    For an ONNX file: an `Applied`; `model` says where the file lies if it moved. For a PyTorch module: the module
+    itself, called as before, whose weights now live where the plan puts them; its `tensorstow` attribute has
+    statistics and `close`. A plan made from 'hf:DIR' or a callable makes its module again, or takes the one given.
+    """
+    if plan.module is not None:
+        from .module_runs import apply_module
+
+        return apply_module(plan, model, threads=threads)
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        raise InputError(f"the plan is for an ONNX file; give its path, not a {type(model).__name__}")
+    return Applied(plan, None if model is None else Path(os.fspath(model)), threads)
 
 
 class Applied:
-    """A planned model, ready to run inside its memory. A context manager; `close` gives the memory back."""
+    """A planned ONNX model, ready to run inside its memory. A context manager; `close` gives the memory back."""
 
     def __init__(self, plan: PlanFile, model: Path | None, threads: int | None) -> None:
-        from .workflow import open_executor
+        from .executors import open_executor
 
         self.plan = plan
         self._executor = open_executor(plan, model=model, threads=threads)

@@ -27,7 +27,14 @@ app = typer.Typer(
 machine_app = typer.Typer(help="Machine profiles: list, show, calibrate.", no_args_is_help=True)
 app.add_typer(machine_app, name="machine")
 
-Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="An ONNX file; hf:DIR, a Hugging Face directory; file.py:callable or pkg.module:callable, which returns "
+        "(module, example_inputs).",
+        metavar="MODEL",
+    ),
+]
 MachineName = Annotated[str, typer.Option("--machine", help="A profile's name, or a TOML file.")]
 Tiers = Annotated[
     list[str] | None, typer.Option("--tier", metavar="NAME=SIZE", help="Capacity of a tier, e.g. dram=300MiB.")
@@ -120,7 +127,7 @@ def _dims(entries: list[str] | None) -> dict[str, int]:
 
 
 def _request(
-    model: Path,
+    model: str,
     machine: str,
     tiers: list[str] | None,
     dims: list[str] | None,
@@ -129,11 +136,13 @@ def _request(
     time_limit: float,
     seed: int,
 ) -> Any:
-    from .workflow import Request, get_machine
+    from .hosts import get_machine
+    from .models import find_model
+    from .workflow import Request
 
     sizes = {name: parse_size(size) for name, size in _pairs(tiers, "tier").items()}
     found = get_machine(machine, progress=report.progress).with_capacity(sizes)
-    return Request(model, found, _dims(dims), mode, profile, time_limit, seed)
+    return Request(find_model(model, _dims(dims)), found, mode, profile, time_limit, seed)
 
 
 @app.command()
@@ -315,7 +324,7 @@ def machine_list() -> None:
 @machine_app.command("show")
 def machine_show(name: Annotated[str, typer.Argument(help="A profile's name, or a TOML file.")]) -> None:
     """Every figure of a profile, and where it comes from."""
-    from .workflow import get_machine
+    from .hosts import get_machine
 
     machine = get_machine(name, progress=report.progress)
     report.done()

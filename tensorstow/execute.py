@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .executors import Executor, open_executor, read_runnable
+from .hosts import Progress, silent
 from .ir.errors import InputError
 from .ir.files import PlanFile
 from .ir.paths import atomic_file
-from .workflow import Progress, open_executor, read_runnable, silent
 
 if TYPE_CHECKING:
-    from .runtime.onnx_executor import OnnxExecutor
     from .verify import Verification
 
 Arrays = dict[str, NDArray[Any]]
@@ -134,7 +134,7 @@ class _Measured:
     outputs: Arrays = field(default_factory=dict[str, NDArray[Any]])
 
 
-def _measure(executor: OnnxExecutor, inputs: Arrays, repeat: int, progress: Progress) -> _Measured:
+def _measure(executor: Executor, inputs: Arrays, repeat: int, progress: Progress) -> _Measured:
     """Passes in blocks, each followed by both controls: what the box does meanwhile meets all three alike."""
     found = _Measured()
     blocks = min(CONTROLS, repeat)
@@ -174,6 +174,8 @@ def read_inputs(path: Path) -> Arrays:
 
 def random_inputs(file: PlanFile, seed: int = 0) -> Arrays:
     """Inputs of the planned shapes: normal numbers for floats, 0 and 1 for whole numbers and booleans."""
+    if file.module is not None:
+        return {}  # those that the module was planned with
     program = file.program
     generator = np.random.default_rng(seed)
     arrays: Arrays = {}

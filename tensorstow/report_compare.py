@@ -6,6 +6,8 @@ import csv
 import io
 import sys
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from .planner.compare import Comparison, Row, Run
 
 HEADINGS = ("strategy", "status", "pass", "gap", "peak", "moved", "solved in")
+LONGEST_REASON = 220
+"""Characters of it in the table: some lines of a terminal."""
+
 CSV_COLUMNS = (
     "strategy", "status", "best", "simulated_s", "gap", "bound_s", "bound_kind", "own_bound_s", "own_bound_kind",
     "peak_nbytes", "moved_nbytes", "solve_s", "runs", "simulated_min_s", "simulated_median_s", "simulated_max_s",
@@ -80,7 +85,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
 
 
 def print_comparison(comparison: Comparison, machine: Machine) -> None:
-    """Strategies in a table, the fastest first and marked; those without an answer last, with their reason."""
+    """Strategies in a table, the fastest first and marked; those without an answer last, with the beginning of their
+    reason: all of it stands in the other formats."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     headings = _headings(comparison, machine)
     for i, heading in enumerate(headings):
@@ -90,8 +96,11 @@ def print_comparison(comparison: Comparison, machine: Machine) -> None:
     report.out.print(table)
     for line in _legend(comparison):
         report.out.print(escape(line))
-    for line in _reasons(comparison):
-        report.out.print(f"[dim]{escape(line)}[/]")
+    columns = get_terminal_size().columns if report.out.is_terminal else report.WIDTH
+    for reason in _reasons(comparison):
+        short = shorten(reason, LONGEST_REASON, placeholder=" ...")
+        for line in wrap(short, max(columns, 20), subsequent_indent="  ", break_on_hyphens=False):
+            report.out.print(f"[dim]{escape(line)}[/]")
 
 
 def print_markdown(comparison: Comparison, machine: Machine) -> None:
@@ -106,14 +115,14 @@ def print_markdown(comparison: Comparison, machine: Machine) -> None:
 
 def print_csv(comparison: Comparison, machine: Machine) -> None:
     """The table alone on stdout, as CSV; what else there is to say on stderr."""
-    sys.stdout.write(_csv(comparison, machine))
+    sys.stdout.write(csv_of(comparison, machine))
     _notes(comparison)
 
 
 def write_csv(comparison: Comparison, machine: Machine, path: Path) -> None:
     """The table as CSV in a file. Raises InputError where it cannot be written."""
     try:
-        path.write_text(_csv(comparison, machine), encoding="utf-8", newline="")
+        path.write_text(csv_of(comparison, machine), encoding="utf-8", newline="")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -182,10 +191,15 @@ def _bound_lines(comparison: Comparison) -> list[str]:
 
 
 def _reasons(comparison: Comparison) -> list[str]:
-    return [f"{row.strategy}: {row.reason}" for row in comparison.ranked if row.reason]
+    """A line for each reason, without line breaks; strategies that say the same share it."""
+    names: dict[str, list[str]] = {}
+    for row in comparison.ranked:
+        if row.reason:
+            names.setdefault(" ".join(row.reason.split()), []).append(row.strategy)
+    return [f"{', '.join(those)}: {reason}" for reason, those in names.items()]
 
 
-def _csv(comparison: Comparison, machine: Machine) -> str:
+def csv_of(comparison: Comparison, machine: Machine) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

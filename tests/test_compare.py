@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 import tensorstow as ts
-from tensorstow.report_compare import CSV_COLUMNS
+from tensorstow import report
+from tensorstow.planner.bounds import Bound
+from tensorstow.planner.compare import DEFAULTS, Comparison, Row, chosen_names
+from tensorstow.planner.strategies import strategy_names
+from tensorstow.report_compare import CSV_COLUMNS, csv_of, print_comparison
 
 from .conftest import Cli
 from .models import write_mlp
@@ -73,6 +77,32 @@ def test_the_table(cli: Cli, model: Path) -> None:
     assert lines[4].startswith("gap: above the bound of ")
     assert any(line.startswith("bound ") and "compulsory traffic: any order" in line for line in lines)
     assert lines[-1].startswith("resident: all of 'mlp' takes ")
+
+
+def test_a_reason_is_a_line_or_two(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "it did not work;\n" + " because of this" * 200
+    rows = tuple(
+        Row(name, None, "crashed", reason, 1.0) for name, reason in (("a", long), ("b", "short"), ("c", "short"))
+    )
+    print_comparison(Comparison(Bound(1.0, "none"), rows), ts.Machine.load("npu-2mib"))
+    lines = capsys.readouterr().out.splitlines()
+    said = lines[next(i for i, line in enumerate(lines) if line.startswith("a: ")) :]
+    assert said[-1] == "b, c: short"
+    assert len(said) <= 4
+    assert max(map(len, said)) <= report.WIDTH
+    assert " ".join(said[:-1]).endswith("...")
+    assert " because of this" * 100 in csv_of(Comparison(Bound(1.0, "none"), rows), ts.Machine.load("npu-2mib"))
+
+
+def test_what_is_compared_by_default() -> None:
+    assert chosen_names(None, "inference")[0] == chosen_names(None, "training")[0] == "stow"
+    for mode, names in DEFAULTS.items():
+        assert set(names) < set(strategy_names())
+        assert chosen_names(None, mode) == names
+    assert chosen_names("all", "inference") == strategy_names()
+    assert chosen_names(" lru ,stow", "training") == ("lru", "stow")
+    with pytest.raises(ts.InputError, match="', ' names no strategy; give 'all', or some of: stow, "):
+        chosen_names(", ", "training")
 
 
 def test_markdown_is_the_table_alone(cli: Cli, model: Path) -> None:

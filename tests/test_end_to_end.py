@@ -28,7 +28,7 @@ from tensorstow.planner.onnx import Lowered, lower_onnx, model_source
 from tensorstow.planner.strategies import strategy_names
 from tensorstow.planner.tile import smallest_budget, tile
 from tensorstow.verify import RELATIVE_TOLERANCE
-from tensorstow.workflow import open_executor
+from tensorstow.executors import open_executor
 from tests.conftest import host_machine
 from tests.models import ModelWriter, light_models, write_cnn, write_gpt, write_mlp
 from tests.networks import randomised

@@ -38,6 +38,15 @@ def imports(path: Path, folder: str) -> set[str]:
     return {o if o in MAY_IMPORT else "tensorstow" for o in ours}
 
 
+def absolute(path: Path) -> set[str]:
+    """Modules that a file imports by their absolute names, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module} if isinstance(node, ast.ImportFrom) and node.module and not node.level else set()
+    return names
+
+
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_layers_import_only_what_lies_below(folder: str) -> None:
     for path in sources(folder):
@@ -48,16 +57,24 @@ def test_layers_import_only_what_lies_below(folder: str) -> None:
 @pytest.mark.parametrize("folder", ["ir", "runtime"])
 def test_a_plan_runs_where_no_solver_is_installed(folder: str) -> None:
     for path in sources(folder):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            solvers = {n.split(".")[0] for n in names} & {"ortools", "highspy", "pulp", "torch"}
-            assert not solvers, f"{path.relative_to(ROOT)} imports {solvers}"
+        solvers = {n.split(".")[0] for n in absolute(path)} & {"ortools", "highspy", "pulp"}
+        assert not solvers, f"{path.relative_to(ROOT)} imports {solvers}"
+
+
+def test_torch_is_where_torch_operators_run() -> None:
+    """An ONNX plan runs without PyTorch: its executor and all that it shares with that of modules never import it."""
+    for folder in ("ir", "runtime"):
+        for path in sources(folder):
+            if path.parent.name == "module" or path.name.startswith("torch_"):
+                continue
+            names = {n.split(".")[0] for n in absolute(path)}
+            assert "torch" not in names, f"{path.relative_to(ROOT)} imports torch"
 
 
 def test_heavy_libraries_are_not_imported_on_top_of_the_command_line() -> None:
-    for name in ("__init__.py", "__main__.py", "cli.py", "report.py", "workflow.py", "api.py"):
-        tree = ast.parse((ROOT / "tensorstow" / name).read_text())
+    light = ("__init__", "__main__", "cli", "report", "workflow", "executors", "hosts", "models", "modules", "api")
+    for name in light:
+        tree = ast.parse((ROOT / "tensorstow" / f"{name}.py").read_text())
         top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         top |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom) and n.module and not n.level}
         assert not top & HEAVY, f"{name} imports {top & HEAVY} on top"

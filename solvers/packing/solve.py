@@ -12,6 +12,7 @@ from ..result import Result, Status
 from . import greedy
 from .check import check_packing
 from .compact import Compact, Ints, compact, components, lower_bound
+from .disjoint import disjoint
 from .problem import Packing, PackingProblem, peak_of
 
 Progress = Callable[[str], None]
@@ -130,6 +131,8 @@ def _impossible_fixed(problem: PackingProblem) -> str:
     bodies = tuple(problem.bodies[i] for i in fixed)
     alone = PackingProblem(bodies, ids=tuple(problem.name(i) for i in fixed))
     offsets = tuple(body.fixed or 0 for body in bodies)
+    if disjoint(bodies, offsets):
+        return ""
     return "; ".join(check_packing(alone, Packing(offsets, peak_of(alone, offsets))))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from .bounds import compulsory_bound, compulsory_nbytes
 from .check import check_residency, fluid_time
 from .lp import solve_residency
-from .mip import improve_residency, round_and_repair
+from .mip import improve_residency
 from .problem import Gap, ResidencyProblem, ResidencySolution
+from .rounding import round_and_repair
 
 __all__ = [
     "Gap",

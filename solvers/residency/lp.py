@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from ..engines import AUTO, linear_engine
 from ..linear import ENGINES, Floats, Highs, LinearAnswer, safe_bound
 from ..result import Result, Status
 from .bounds import compulsory_bound, round_down
@@ -23,7 +24,7 @@ FINE_SIZE = 6_000
 
 
 def solve_residency(
-    problem: ResidencyProblem, *, time_limit_s: float = 30.0, engine: str = "highs"
+    problem: ResidencyProblem, *, time_limit_s: float = 30.0, engine: str = AUTO
 ) -> Result[ResidencySolution]:
     """The least time of a pass, by linear programming, and the solution that moves the fewest bytes in that time.
 
@@ -32,19 +33,18 @@ def solve_residency(
     is stored before its first gap begins; it is formed from the duals by weak duality and keeps within rounding.
 
     Among solutions of that time the fewest bytes are moved; ties are broken so that what stays is spread evenly over
-    the order and few items are divided. `engine` is one of `linear.ENGINES`.
+    the order and few items are divided. `engine` is one of `engines.NAMES`.
 
     Above `FINE_SIZE` it is `coarse_solve.solve_coarse` that answers: the bound holds all the same, the solution is a
     timeline that keeps every limit but may take a little longer than the least.
 
     INFEASIBLE: a step's base exceeds the capacity, or bytes must move over a link without a rate. UNKNOWN: time ran
-    out before there was a solution.
+    out before there was a solution. ERROR: the engine broke down; `detail` says how.
 
     Raises:
         ValueError: an unknown engine.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine {engine!r} is unknown; choose one of {', '.join(sorted(ENGINES))}")
+    engine = linear_engine(engine)
     if len(problem.durations_ns) + len(problem.gaps) > FINE_SIZE:
         from .coarse_solve import solve_coarse  # it uses what stands below
 
@@ -53,10 +53,12 @@ def solve_residency(
     early = trivial(problem, f"LP by {engine}", began)
     if early is not None:
         return early
-    model = build(problem)
-    first, second = _two_stages(model, problem, engine, began + time_limit_s)
+    method, model = f"LP by {engine}", build(problem)
+    try:
+        first, second = _two_stages(model, problem, engine, began + time_limit_s)
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        first, second = LinearAnswer(Status.ERROR, None, None, detail=f"{engine} broke down: {error}"), None
     seconds = time.monotonic() - began
-    method = f"LP by {engine}"
     bound = max(compulsory_bound(problem), _bound_ns(problem, model, first.duals))
     if first.status == Status.INFEASIBLE:
         return Result(first.status, None, None, None, seconds, method, f"{engine}: {first.detail or 'infeasible'}")

@@ -26,7 +26,8 @@ from .problem import Gap
 class Value:
     """Bytes that are made in a pass: at step `touches[0]`, or given then; `touches` are the steps that need them.
 
-    `maker`: whether the operator of its first step may be called again to make it.
+    `maker`: whether the operator of its first step may be called again to make it. What is at home and written is a
+    value from each write to the next; its touches may reach into the next pass, T steps on, and none may make it again.
     """
 
     nbytes: int
@@ -38,8 +39,8 @@ class Value:
 class RecomputeProblem:
     """An order of first calls on two tiers. Step t takes `durations_ns[t]`, reads `values` with the numbers `reads[t]`.
 
-    `reads` matter for what is called again; leaving some out relaxes the problem. `gaps` are those of what lies below
-    when a pass begins, as in a periodic `ResidencyProblem`. `needed_nbytes[t]` are all operands and results of step t.
+    `reads` matter for what is called again; leaving some out relaxes the problem. `gaps` are those of what is at home and
+    never written, as in a periodic `ResidencyProblem`. `needed_nbytes[t]` are all operands and results of step t.
 
     Raises:
         ValueError: numbers that are negative or do not match one another.
@@ -63,8 +64,9 @@ class RecomputeProblem:
             if not 0 < rate < math.inf:
                 raise ValueError(f"{word} rate {rate} is not a positive finite number of bytes per second")
         for number, value in enumerate(self.values):
-            rising = all(a < b for a, b in pairwise((-1, *value.touches, steps)))
-            if not value.touches or not rising:
+            rising = all(a < b for a, b in pairwise((-1, *value.touches)))
+            last = steps - 1 if value.maker else min(value.touches[:1] or (0,)) + steps
+            if not value.touches or not rising or value.touches[0] >= steps or value.touches[-1] > last:
                 raise ValueError(f"value {number}: touches {value.touches} are not rising within {steps} steps")
             if value.nbytes < 0:
                 raise ValueError(f"value {number}: negative size {value.nbytes}")
@@ -72,13 +74,16 @@ class RecomputeProblem:
             for u in read:
                 if not 0 <= u < len(self.values) or self.values[u].touches[0] > t:
                     raise ValueError(f"step {t} reads value {u}, which is not made before it")
+        for number, gap in enumerate(self.gaps):
+            within = 0 <= gap.start < steps and gap.start < gap.end <= gap.start + steps
+            if not gap.clean or not within or gap.nbytes < 0:
+                raise ValueError(f"gap {number}, {gap}: not clean, of negative size, or not within {steps} steps")
 
 
 @dataclass(frozen=True, slots=True)
 class RecomputeSolution:
     """What the program would do. `repeated[t]`: how often the operator of step t is called again, as a fraction.
 
-    `loaded[v]` is the fraction of value v that is loaded in the pass, `absent[g]` of gap g that is absent.
     `price[w]` is what one more byte at check `checks[w]` alone would save, in nanoseconds per byte, `load_price[w]` and
     `store_price[w]` what one byte less to move in the window would, `call_price[w]` a nanosecond less of calls in it;
     `waited_ns[w]` is the time of window w beyond the first calls.
@@ -86,8 +91,6 @@ class RecomputeSolution:
 
     checks: tuple[int, ...]
     repeated: tuple[float, ...]
-    loaded: tuple[float, ...]
-    absent: tuple[float, ...]
     price: tuple[float, ...]
     load_price: tuple[float, ...]
     store_price: tuple[float, ...]
@@ -149,10 +152,13 @@ def choose_checks(problem: RecomputeProblem, windows: int) -> tuple[int, ...]:
     alive = np.array(problem.needed_nbytes, dtype=np.float64)
     change = np.zeros(steps + 1)
     for value in problem.values:
-        change[value.touches[0]] += value.nbytes
-        change[value.touches[-1] + 1] -= value.nbytes
+        first, last = value.touches[0], value.touches[-1]
+        change[first] += value.nbytes
+        change[min(last + 1, steps)] -= value.nbytes
+        change[0] += value.nbytes * (last >= steps)
+        change[max(last + 1 - steps, 0)] -= value.nbytes * (last >= steps)
         for t in value.touches:
-            alive[t] -= value.nbytes
+            alive[t % steps] -= value.nbytes
     alive += np.cumsum(change)[:steps]
     ends = np.cumsum(np.maximum(problem.durations_ns, 1))
     part = np.minimum(((ends - 1) * windows) // ends[-1], windows - 1)

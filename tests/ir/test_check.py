@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 
 from tensorstow.ir.check import check
+from tensorstow.ir.codec import digest
+from tensorstow.ir.errors import InfeasibleError, TimeLimitError
 from tensorstow.ir.graph import Graph
 from tensorstow.ir.machine import Machine
 from tensorstow.ir.plan import Plan
 from tensorstow.planner.build import plan_graph
 
-from ..graphs import KIB, chain, machine
+from ..graphs import KIB, chain, machine, training
 
 GRAPH = chain([64 * KIB] * 6)
 BOX = machine(200 * KIB, bytes_per_s=1e8)
@@ -161,3 +163,36 @@ def test_a_spilled_activation_passes_and_its_mistakes_are_caught() -> None:
     assert "no-source" in kinds(without, SKIP, TIGHT)
     i = first(plan, lambda r: getattr(r, "tier") == "ssd", "residencies")  # noqa: B009
     assert {"no-source", "no-place"} & kinds(with_residency(plan, i, start=t.before + 2), SKIP, TIGHT)
+
+
+def test_a_capacity_that_the_machine_does_not_have(plan: Plan) -> None:
+    have = plan.capacity_nbytes["dram"]
+    assert "capacity" in kinds(replace(plan, capacity_nbytes={"dram": have + 1}))
+    assert not kinds(replace(plan, capacity_nbytes={"dram": max(have - 1, plan.arena_nbytes["dram"])}))
+    unstated = replace(plan, capacity_nbytes={})
+    assert not kinds(unstated)
+    assert "capacity" in kinds(replace(unstated, arena_nbytes={"dram": have + 1}))
+
+
+def test_spilled_and_homed_bytes_must_fit_the_home_tier_together() -> None:
+    plan = spilled_plan()
+    scratch, homed = plan.arena_nbytes["ssd"], sum(s.nbytes for s in SKIP.storages if s.homed)
+    for left, wrong in ((0, False), (-1, True)):
+        box = TIGHT.with_capacity({"ssd": homed + scratch + left})
+        assert ("capacity" in kinds(replace(plan, machine=digest(box)), SKIP, box)) is wrong
+    small = TIGHT.with_capacity({"ssd": homed + scratch - 4096})
+    with pytest.raises((InfeasibleError, TimeLimitError), match=r"--tier ssd=|more memory"):
+        plan_graph(SKIP, small)
+    with pytest.raises(InfeasibleError, match=rf"give it more: --tier ssd={homed + scratch}"):
+        plan_graph(SKIP, small, strategy="offload-everything")
+
+
+def test_a_repeated_operator_must_not_find_a_weight_updated() -> None:
+    graph = training([64 * KIB] * 3)
+    plan = plan_graph(graph, machine(2 << 20))
+    ops = [s.op for s in plan.steps]
+    updated = ops.index("u1")
+    for at, wrong in ((updated, False), (updated + 1, True), (len(ops), True)):
+        steps = (*plan.steps[:at], plan.steps[ops.index("f1")], *plan.steps[at:])
+        messages = [v.message for v in check(replace(plan, steps=steps), graph, machine(2 << 20))]
+        assert any("'u1', has changed 'w1', which it reads" in m for m in messages) is wrong

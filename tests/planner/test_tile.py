@@ -13,7 +13,8 @@ from tensorstow.ir.machine import Machine
 from tensorstow.planner.build import plan_graph
 from tensorstow.planner.onnx import Lowered, apply_lookups, lower_onnx, model_source, tables
 from tensorstow.planner.tile import smallest_budget, tile
-from tensorstow.workflow import get_machine, open_executor
+from tensorstow.executors import open_executor
+from tensorstow.hosts import get_machine
 
 from ..models import write_gpt
 

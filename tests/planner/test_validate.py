@@ -108,6 +108,20 @@ def test_machines_that_cannot_be(case: str) -> None:
         compare(GRAPH, box, ("lru",))
 
 
+@pytest.mark.parametrize(("length", "named"), [(5, 5), (6, 6), (7, 6), (4000, 6)])
+def test_of_a_long_cycle_a_few_operators_are_named(length: int, named: int) -> None:
+    graph = chain([4 * KIB] * length)
+    first = replace(graph.operators[0], inputs=("x", "w0", f"a{length - 2}"))
+    operators = (first, *graph.operators[1:-1], graph.operators[-1])
+    (fault,) = faults(replace(graph, operators=operators), BOX)
+    assert fault.kind == "cyclic"
+    ring = fault.message.split(": ")[1].split(";")[0].split(" -> ")
+    assert ring[0] == ring[-1]
+    assert len({name for name in ring if name.startswith("'")}) == min(named, length - 1)
+    more = length - 1 - named
+    assert (f"... ({more} more) ..." in ring) is (more > 0)
+
+
 def test_kinds_tell_faults_apart() -> None:
     kinds = {case: next(faults(graph, BOX)).kind for case, (graph, _) in BAD_GRAPHS.items()}
     for kind in ("cyclic", "order", "duplicate", "negative size", "enormous", "outside", "never made", "made twice"):

@@ -243,7 +243,7 @@ def test_same_answer_twice() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="'abacus' is unknown; choose one of cbc, glop, highs"):
+    with pytest.raises(ValueError, match="'abacus' is unknown; choose one of auto, highs, glop, cbc, cpsat"):
         solve_residency(ResidencyProblem((), (), (), 0, 1.0, 1.0, True), engine="abacus")
 
 

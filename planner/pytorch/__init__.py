@@ -1,0 +1,20 @@
+"""PyTorch modules as graphs: the operators of a pass, and its parts between one reading of weights and the next."""
+
+from .lower import ModuleCall, OpLowered, Weight, lower_module
+from .parts import ModuleLowered, live_nbytes, parts
+from .placed import placed_weights
+from .tables import choose_lookups, store_link, tables
+
+__all__ = [
+    "ModuleCall",
+    "ModuleLowered",
+    "OpLowered",
+    "Weight",
+    "choose_lookups",
+    "live_nbytes",
+    "lower_module",
+    "parts",
+    "placed_weights",
+    "store_link",
+    "tables",
+]

@@ -1,0 +1,245 @@
+"""Whether a plan, its graph, its program and a module belong together; looked at before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...ir.errors import InputError, PlanMismatchError
+from ...ir.graph import Graph, Tensor
+from ...ir.machine import Machine, TierKind
+from ...ir.plan import Plan
+from ...ir.program import ModuleProgram, Parameter
+from ..preflight import compute_unit
+from ..reading import WeightReader
+from .weights import Lookups, Source
+
+
+@dataclass(frozen=True)
+class Place:
+    """Parameter (or buffer) `attribute` of the module `owner`, which is called `prefix` in the whole."""
+
+    owner: nn.Module
+    prefix: str
+    attribute: str
+    parameter: bool
+
+    @property
+    def value(self) -> torch.Tensor:
+        """What is there now."""
+        held: Mapping[str, torch.Tensor | None]
+        held = self.owner._parameters if self.parameter else self.owner._buffers  # pyright: ignore
+        found = held[self.attribute]
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A weight that the plan places, and everywhere in the module where it stands."""
+
+    source: Source
+    places: tuple[Place, ...]
+
+
+def check_machine(plan: Plan, graph: Graph, machine: Machine) -> str:
+    """The one tier that the plan computes from. Refuses what this executor cannot run, by its name."""
+    unit = compute_unit(plan, graph, machine)
+    kind = machine.tier[unit.tier].kind
+    if kind is not TierKind.DRAM:
+        raise PlanMismatchError(
+            f"the plan computes on unit '{unit.name}' from tier '{unit.tier}' ({kind.value}) of machine "
+            f"'{machine.name}'; this executor computes on the CPU from dram: plan for such a machine"
+        )
+    used = {r.tier for r in plan.residencies} | {tier for t in plan.transfers for tier in (t.origin, t.target)}
+    extra = sorted(used - {unit.tier, plan.home_tier})
+    if extra:
+        raise PlanMismatchError(
+            f"the plan keeps weights in tier '{extra[0]}' beside '{unit.tier}' and '{plan.home_tier}'; this executor "
+            "follows plans of two tiers: plan for a machine without it"
+        )
+    spilled = [t for t in plan.transfers if t.origin == unit.tier]
+    if spilled:
+        raise PlanMismatchError(
+            f"the plan writes '{spilled[0].storage}' to '{spilled[0].target}'; a module only reads its weights: plan "
+            "again"
+        )
+    return unit.tier
+
+
+def bind(
+    plan: Plan, graph: Graph, program: ModuleProgram, store: WeightReader, module: nn.Module
+) -> tuple[Placed, ...]:
+    """Every parameter of `program`, found in `module` and in `graph`. Raises PlanMismatchError and InputError."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError("the module is compiled TorchScript, whose weights cannot be replaced; give the plain module")
+    modules = dict(module.named_modules(remove_duplicate=False))
+    steps = _steps(plan, graph, program)
+    lookups = _lookups(plan, graph, program, store, modules)
+    taken: dict[str, str] = {}
+    placed: list[Placed] = []
+    for parameter in program.parameters:
+        places = tuple(_place(modules, name) for name in parameter.names)
+        for name in parameter.names:
+            if name in taken:
+                raise PlanMismatchError(
+                    f"'{name}' is placed twice, as '{taken[name]}' and as '{parameter.tensor}'; plan again"
+                )
+            taken[name] = parameter.tensor
+        source = _source(graph, parameter, places, steps, lookups, store)
+        placed.append(Placed(source, places))
+    _check_rest(module, frozenset(taken))
+    _check_read(steps, program)
+    return tuple(placed)
+
+
+def _steps(plan: Plan, graph: Graph, program: ModuleProgram) -> dict[str, tuple[int, ...]]:
+    """Steps that read each tensor."""
+    found: dict[str, list[int]] = {}
+    for number, step in enumerate(plan.steps):
+        if step.op in program.lookups:
+            continue
+        for tensor in graph.operator[step.op].inputs:
+            if graph.tensor[tensor].storage is not None:
+                found.setdefault(tensor, []).append(number)
+    return {t: tuple(numbers) for t, numbers in found.items()}
+
+
+def _check_read(steps: dict[str, tuple[int, ...]], program: ModuleProgram) -> None:
+    known = {p.tensor for p in program.parameters}
+    for tensor, numbers in steps.items():
+        if tensor not in known:
+            raise PlanMismatchError(
+                f"step {numbers[0]} reads '{tensor}', which is no parameter of the program; plan again"
+            )
+
+
+def _place(modules: Mapping[str, nn.Module], name: str) -> Place:
+    prefix, _, attribute = name.rpartition(".")
+    owner = modules.get(prefix)
+    if owner is not None and owner._parameters.get(attribute) is not None:  # pyright: ignore[reportPrivateUsage]
+        return Place(owner, prefix, attribute, True)
+    if owner is not None and owner._buffers.get(attribute) is not None:  # pyright: ignore[reportPrivateUsage]
+        return Place(owner, prefix, attribute, False)
+    what = "no such module" if owner is None else f"a {type(owner).__name__} without it"
+    raise PlanMismatchError(
+        f"the plan places '{name}', and in the module there is {what} at '{prefix}'; it is another module: plan again"
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that graphs use."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _source(
+    graph: Graph,
+    parameter: Parameter,
+    places: tuple[Place, ...],
+    steps: Mapping[str, tuple[int, ...]],
+    lookups: Mapping[str, Lookups],
+    store: WeightReader,
+) -> Source:
+    name = parameter.names[0]
+    tensor = graph.tensor.get(parameter.tensor)
+    storage = None if tensor is None else graph.storage.get(tensor.storage or "")
+    if tensor is None or storage is None or not storage.homed or tensor.shape is None:
+        raise PlanMismatchError(
+            f"'{name}' should be tensor '{parameter.tensor}', which is no weight of the graph; plan again"
+        )
+    _check_bytes(name, tensor, storage.nbytes)
+    entry = store.entries.get(storage.blob or "")
+    if entry is None or storage.blob_offset + tensor.offset + tensor.nbytes > entry.nbytes:
+        raise PlanMismatchError(
+            f"'{name}' should be {tensor.nbytes} bytes from {storage.blob_offset + tensor.offset} on of blob "
+            f"'{storage.blob}', of which the store has {entry.nbytes if entry else 0}; plan again"
+        )
+    for place in places:
+        _check_place(place, tensor)
+    dtype = places[0].value.dtype
+    strides = parameter.strides or _row_major(tensor.shape)
+    several = [lookups[n] for n in parameter.names if n in lookups]
+    found: Lookups | None = None
+    if several:
+        at = tuple(sorted({step for one in several for step in one.steps}))
+        found = Lookups(several[0].op, several[0].rows, storage.blob_offset + tensor.offset, at)
+        if found.rows.rows * found.rows.row_nbytes != tensor.nbytes or found.rows.rows != tensor.shape[0]:
+            raise PlanMismatchError(
+                f"operator '{found.op}' looks up {found.rows.rows} rows of {found.rows.row_nbytes} bytes, '{name}' "
+                f"has the shape {list(tensor.shape)} and {tensor.nbytes} bytes; plan again"
+            )
+    return Source(name, tensor, storage, dtype, strides, steps.get(tensor.id, ()), found)
+
+
+def _check_bytes(name: str, tensor: Tensor, held: int) -> None:
+    if tensor.offset < 0 or tensor.offset + tensor.nbytes > held:
+        raise PlanMismatchError(
+            f"'{name}' takes bytes [{tensor.offset}, {tensor.offset + tensor.nbytes}) of '{tensor.storage}', which "
+            f"has {held}; plan again"
+        )
+
+
+def _check_place(place: Place, tensor: Tensor) -> None:
+    value = place.value
+    name = f"{place.prefix}.{place.attribute}".lstrip(".")
+    if value.device.type not in ("cpu", "meta"):
+        raise InputError(f"'{name}' lies on '{value.device}', where no plan for the CPU finds it: move it to 'cpu'")
+    for what, planned, found in (
+        ("dtype", tensor.dtype, dtype_name(value.dtype)),
+        ("shape", list(tensor.shape or ()), list(value.shape)),
+        ("number of bytes", tensor.nbytes, value.numel() * value.element_size()),
+    ):
+        if planned != found:
+            raise PlanMismatchError(f"'{name}' was planned with {what} {planned}, the module has {found}; plan again")
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides: list[int] = []
+    size = 1
+    for n in reversed(shape):
+        strides.append(size)
+        size *= max(n, 1)
+    return tuple(reversed(strides))
+
+
+def _lookups(
+    plan: Plan, graph: Graph, program: ModuleProgram, store: WeightReader, modules: Mapping[str, nn.Module]
+) -> dict[str, Lookups]:
+    """Tables that are looked up in the store, by the qualified name of one of their weights."""
+    steps: dict[str, list[int]] = {}
+    for number, step in enumerate(plan.steps):
+        steps.setdefault(step.op, []).append(number)
+    found: dict[str, Lookups] = {}
+    for op, rows in program.lookups.items():
+        name = program.calls.get(op, "")
+        table = modules.get(name)
+        if op not in graph.operator or not isinstance(table, nn.Embedding):
+            kind = "no module" if table is None else f"a {type(table).__name__}"
+            raise PlanMismatchError(f"operator '{op}' looks up rows of '{name}', which is {kind} here; plan again")
+        entry = store.entries.get(rows.blob)
+        if entry is None or entry.nbytes < rows.rows * rows.row_nbytes:
+            raise PlanMismatchError(
+                f"operator '{op}' looks up rows in {rows.rows * rows.row_nbytes} bytes of blob '{rows.blob}', the "
+                f"store has {entry.nbytes if entry else 0} of it; plan again"
+            )
+        weight = f"{name}.weight".lstrip(".")
+        before = found[weight].steps if weight in found else ()
+        found[weight] = Lookups(op, rows, 0, tuple(sorted({*before, *steps.get(op, ())})))
+    for name in set(program.calls.values()):
+        if name not in modules:
+            raise PlanMismatchError(f"the plan calls '{name}', which the module does not have; plan again")
+    return found
+
+
+def _check_rest(module: nn.Module, placed: frozenset[str]) -> None:
+    """What is not placed has values."""
+    rest = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, value in rest:
+        if name not in placed and value.device.type != "cpu":
+            raise InputError(
+                f"'{name}' is not placed by the plan and lies on '{value.device}': "
+                + ("it has no values; load them" if value.is_meta else "move the module to 'cpu'")
+            )

@@ -1,0 +1,177 @@
+"""Runs a PyTorch module by a plan: the module computes, the plan says where its weights are and when they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...ir.errors import ExecutionError, InputError
+from ...ir.graph import Graph
+from ...ir.machine import Machine
+from ...ir.plan import Plan
+from ...ir.program import ModuleProgram
+from ..memory import settle_allocator
+from ..passes import PlanMemory, Stats, Stopwatch
+from ..preflight import check_store
+from ..profile import Profile, summarise
+from ..reading import WeightReader
+from ..trace import Event
+from .bind import bind, check_machine
+from .install import install
+from .weights import Weights
+
+
+class ModuleExecutor:
+    """A module made ready to run by a plan. Call the module itself, its parts, or its `generate()`, as before.
+
+    Its results are to the bit those it has without a plan, under `torch.no_grad()`. `store` holds the weights and stays
+    the caller's; the module's own may be gone (on 'meta', say). What the plan does not place is left untouched.
+    `threads` sets PyTorch's threads; without it they stay as they are, for other numbers may mean other bits. `scratch`
+    is a folder for what the plan writes. Raises PlanMismatchError or InputError, with the module untouched, where plan,
+    graph, program, store and module do not fit one another; ExecutionError where memory is short. The caller has
+    checked the digests. A module has one executor in its life.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: Graph,
+        program: ModuleProgram,
+        store: WeightReader,
+        machine: Machine,
+        module: nn.Module,
+        *,
+        threads: int | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        if isinstance(module.__dict__.get(_MARK), ModuleExecutor):
+            raise InputError("this module is run by a plan already; make it anew to plan it again")
+        self.plan = plan
+        self.graph = graph
+        self.program = program
+        self.store = store
+        self.machine = machine
+        self.module = module
+        self.stats = Stats()
+        self.tracing = False
+        self.tier = check_machine(plan, graph, machine)
+        check_store(graph, plan, store)
+        placed = bind(plan, graph, program, store, module)
+        self._memory = PlanMemory(plan, graph, machine, self.tier, store)
+        self._sources = [p.source for p in placed]
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.threads = torch.get_num_threads()
+        settle_allocator()
+        self._memory.open(scratch)
+        self._weights = Weights(self._memory)
+        try:
+            self._weights.bind(self._sources)
+        except BaseException:
+            self.close()
+            raise
+        install(self._weights, module, placed, frozenset(program.calls.values()))
+        module.__dict__[_MARK] = self
+        self._totals = (0, 0)
+
+    def __enter__(self) -> ModuleExecutor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads and give the memory back; again is allowed. The module cannot be used afterwards."""
+        self._weights.close(self._sources)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._memory.closed
+
+    def load(self) -> int:
+        """Bring everything into the state before the first pass; the bytes read for what is resident at instant 0."""
+        with self._weights.passing, self._weights.using:
+            self._memory.check_open()
+            self._outside("load")
+            nbytes = self._weights.clock.load()
+            self._totals = self._moved()
+            return nbytes
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """`module(*args, **kwargs)` as one pass, measured in `stats`. Loads first where that was not done.
+
+        Raises what the module raises, and ExecutionError where a transfer fails; the next call is right again.
+        """
+        weights = self._weights
+        with weights.passing:
+            self._memory.check_open()
+            self._outside("run")
+            with weights.using:
+                if not weights.clock.ready:
+                    self.load()
+                weights.clock.finish()  # of what was called in part
+            watch = Stopwatch(self._memory.engine, self._totals, tracing=self.tracing)
+            result = self.module(*args, **kwargs)
+            self._totals = self._moved()
+            self.stats = watch.stop(self._totals)
+            return result
+
+    def profile(self, passes: int, *args: Any, **kwargs: Any) -> Profile:
+        """Medians over `passes` real passes, as the plan runs them. One pass before them is not counted."""
+        if passes < 1:
+            raise InputError(f"a profile takes at least 1 pass, got {passes}")
+        before, self.tracing = self.tracing, True
+        taken: list[tuple[Event, ...]] = []
+        try:
+            for _ in range(passes + 1):
+                self.run(*args, **kwargs)
+                taken.append(self.stats.events)
+        finally:
+            self.tracing = before
+            if not self.closed:
+                self._memory.engine.events = None
+        return summarise(taken[1:], {s.unit for s in self.plan.steps})
+
+    def compute_only(self, *args: Any, **kwargs: Any) -> float:
+        """Seconds of one call of the module in which nothing moves and so nothing waits; weights are stale.
+
+        Only what is not of floating point (indices, masks) is moved in time, with the clock stopped. The next use of
+        the module loads again.
+        """
+        weights = self._weights
+        with weights.passing, weights.using:  # nobody else may find stale weights
+            self._memory.check_open()
+            self._outside("compute_only")
+            weights.clock.freeze()
+            try:
+                begin = perf_counter_ns()
+                self.module(*args, **kwargs)
+                return (perf_counter_ns() - begin - weights.clock.stopped_ns) * 1e-9
+            finally:
+                weights.clock.thaw()
+
+    def io_only(self) -> float:
+        """Seconds in which the transfers of one pass run with nothing computed. The next use loads again."""
+        with self._weights.passing, self._weights.using:
+            self._memory.check_open()
+            self._outside("io_only")
+            self._weights.clock.thaw()
+            return self._memory.transfers_alone()
+
+    def _outside(self, what: str) -> None:
+        if self._weights.inside.calls:
+            raise ExecutionError(f"`{what}` was called from inside the module that it would run; call it from outside")
+
+    def _moved(self) -> tuple[int, int]:
+        """Bytes read and written so far."""
+        read, written = self._memory.moved()
+        return read + self._weights.looked_up_nbytes, written
+
+
+_MARK = "_tensorstow"

@@ -1,0 +1,188 @@
+"""The forwards that stand in for a module's own, on the instance alone.
+
+The root's one counts passes and lets threads take turns. Those of modules that own placed weights say that a lazy
+parameter is now used by the model, not by someone who looks at it. Layers of PyTorch's own whose code is known get
+their values directly: that costs less than the attribute look-ups it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from torch import nn
+
+from .lazy import LazyTensor
+from .weights import Source, Weights
+
+Forward = Callable[..., Any]
+Values = tuple[torch.Tensor, ...]
+
+
+def whole_pass(weights: Weights, module: nn.Module, original: Forward) -> Forward:
+    """Of the root: one pass at a time, without gradients; at its end the next one may begin to load."""
+    del module
+    inside, passing = weights.inside, weights.passing
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with passing:
+            calls, passes = inside.calls, inside.passes
+            inside.calls, inside.passes = calls + 1, passes + 1
+            try:
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        result = original(*args, **kwargs)
+                else:
+                    result = original(*args, **kwargs)
+            finally:
+                inside.calls, inside.passes = calls, passes
+            if not passes:
+                weights.finish()
+            return result
+
+    return update_wrapper(forward, original)
+
+
+def part(weights: Weights, module: nn.Module, original: Forward) -> Forward:
+    """Of a module that owns weights, or reads those of others."""
+    del module
+    inside = weights.inside
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls = inside.calls
+        inside.calls = calls + 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            inside.calls = calls
+
+    return update_wrapper(forward, original)
+
+
+def layer(weights: Weights, module: nn.Module, original: Forward) -> Forward | None:
+    """Of a layer of PyTorch's own that reads its weights in one step; None of any other."""
+    compute = _KNOWN.get(_code(module))
+    if compute is None or "forward" in module.__dict__:
+        return None
+    held: dict[str, Any] = module._parameters  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+    lazies = {name: held[name] for name in held if isinstance(held[name], LazyTensor)}
+    if not set(held) <= {"weight", "bias"} or "weight" not in lazies:
+        return None
+    sources: list[Source] = [z.source for z in lazies.values()]
+    steps = weights.common_steps(sources)
+    if not steps:
+        return None
+    values = weights.together(sources)
+    if "bias" in lazies:
+        return _with_both(weights, module, original, compute, steps, values)
+    return _with_weight(weights, module, original, compute, steps, values)
+
+
+Compute = Callable[[Any, Any, torch.Tensor, "torch.Tensor | None"], Any]
+
+
+def _with_both(
+    weights: Weights, module: Any, original: Forward, compute: Compute, steps: tuple[int, ...], at: dict[int, Values]
+) -> Forward:
+    held = module._parameters
+    weight, bias = held["weight"], held["bias"]
+    first = next(iter(held)) == "weight"
+    clock, using = weights.clock, weights.using
+
+    def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
+        if held.get("weight") is not weight or held.get("bias") is not bias:
+            return original(input)  # somebody has put another there
+        with using:
+            values = at.get(clock.step) or at[weights.arrive(steps)]
+            w, b = values if first else values[::-1]
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    return compute(module, input, w, b)
+            return compute(module, input, w, b)
+
+    return update_wrapper(forward, original)
+
+
+def _with_weight(
+    weights: Weights, module: Any, original: Forward, compute: Compute, steps: tuple[int, ...], at: dict[int, Values]
+) -> Forward:
+    """The same where there is no bias, or the plan leaves it where it is."""
+    held = module._parameters
+    weight = held["weight"]
+    clock, using = weights.clock, weights.using
+
+    def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
+        if held.get("weight") is not weight:
+            return original(input)
+        with using:
+            values = at.get(clock.step) or at[weights.arrive(steps)]
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    return compute(module, input, values[0], held.get("bias"))
+            return compute(module, input, values[0], held.get("bias"))
+
+    return update_wrapper(forward, original)
+
+
+def together(weights: Weights, module: nn.Module, original: Forward) -> Forward | None:
+    """Of PyTorch's attention and encoder layer: with lazy parameters they would leave their fast path, and compute
+    other bits. So the parameters of the whole layer are real while it runs; None of any other module."""
+    if _code(module) not in _FUSED:
+        return None
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        held = [(m._parameters, n, p) for m in module.modules() for n, p in m._parameters.items()]  # pyright: ignore
+        lazies = [(h, n, p) for h, n, p in held if isinstance(p, LazyTensor) and p.weights is weights]
+        calls = weights.inside.calls
+        with weights.using, torch.no_grad():
+            weights.inside.calls = calls + 1
+            try:
+                real = weights.resolve([p.source for _, _, p in lazies])
+                for (h, n, _), value in zip(lazies, real, strict=True):
+                    h[n] = value  # pyright: ignore[reportArgumentType]
+                return original(*args, **kwargs)
+            finally:
+                weights.inside.calls = calls
+                for h, n, p in lazies:
+                    h[n] = p  # pyright: ignore[reportArgumentType]
+
+    return update_wrapper(forward, original)
+
+
+def _code(module: nn.Module) -> Any:
+    return type(module).forward
+
+
+def _linear(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return F.linear(x, weight, bias)
+
+
+def _layer_norm(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+def _rms_norm(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return F.rms_norm(x, module.normalized_shape, weight, module.eps)
+
+
+def _group_norm(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return F.group_norm(x, module.num_groups, weight, bias, module.eps)
+
+
+def _convolution(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return module._conv_forward(x, weight, bias)
+
+
+_KNOWN: dict[Any, Compute] = {
+    nn.Linear.forward: _linear,
+    nn.LayerNorm.forward: _layer_norm,
+    nn.RMSNorm.forward: _rms_norm,
+    nn.GroupNorm.forward: _group_norm,
+    nn.Conv1d.forward: _convolution,
+    nn.Conv2d.forward: _convolution,
+    nn.Conv3d.forward: _convolution,
+}
+_FUSED: frozenset[Any] = frozenset((nn.MultiheadAttention.forward, nn.TransformerEncoderLayer.forward))

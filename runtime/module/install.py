@@ -1,0 +1,149 @@
+"""Puts lazy parameters and forwards into a module, and refusals where nothing right could be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...ir.errors import InputError
+from . import forwards
+from .bind import Placed
+from .lazy import LazyTensor, whole
+from .weights import Weights
+
+
+def install(weights: Weights, module: nn.Module, placed: Sequence[Placed], called: frozenset[str]) -> None:
+    """From here on `module` finds its weights where the plan has them. `called` are modules that read weights.
+
+    Every parameter and buffer of `placed` becomes a lazy tensor: where it is registered, and wherever else the module
+    or a part of it holds that object. The originals are let go.
+    """
+    lazies: dict[int, LazyTensor] = {}
+    for one in placed:
+        parameter = any(p.parameter for p in one.places)
+        lazy = whole(weights, one.source, parameter=parameter)
+        for place in one.places:
+            lazies[id(place.value)] = lazy
+    _replace_everywhere(module, lazies, placed)
+    owners = {id(p.owner) for one in placed for p in one.places}
+    for name, part in [*module.named_modules()][::-1]:
+        if _holds_placed(part):
+            _refuse_changes(part)
+        if part is not module and (id(part) in owners or name in called):
+            _wrap(weights, part)
+    if id(module) in owners:
+        _wrap(weights, module)
+    module.__dict__["forward"] = forwards.whole_pass(weights, module, module.forward)
+
+
+def _wrap(weights: Weights, part: nn.Module) -> None:
+    original = part.forward
+    known = forwards.layer(weights, part, original) or forwards.together(weights, part, original)
+    part.__dict__["forward"] = known or forwards.part(weights, part, original)
+
+
+def _replace_everywhere(module: nn.Module, lazies: dict[int, LazyTensor], placed: Sequence[Placed]) -> None:
+    originals = [p.value for one in placed for p in one.places]  # kept, so that no other object gets their ids
+    for part in module.modules():
+        for key, value in part.__dict__.items():
+            part.__dict__[key] = _replaced(value, lazies, depth=4)
+        if isinstance(part, nn.RNNBase):
+            part._init_flat_weights()
+    del originals
+
+
+def _replaced(value: Any, lazies: dict[int, LazyTensor], depth: int) -> Any:
+    """`value` with the originals in it replaced: lists and dictionaries in place, tuples by new ones."""
+    if isinstance(value, torch.Tensor):
+        return lazies.get(id(value), value)
+    if not depth or not isinstance(value, (list, dict, tuple)):
+        return value
+    before = list(value.values()) if isinstance(value, dict) else list(value)
+    after = [_replaced(v, lazies, depth - 1) for v in before]
+    if all(a is b for a, b in zip(after, before, strict=True)):
+        return value
+    if isinstance(value, list):
+        value[:] = after
+    elif isinstance(value, dict):
+        value.update(zip(list(value), after, strict=True))
+    else:
+        return tuple(after)
+    return value
+
+
+def _placed(part: nn.Module, *, recurse: bool) -> list[LazyTensor]:
+    values = [*part.parameters(recurse=recurse), *part.buffers(recurse=recurse)]
+    return [v for v in values if isinstance(v, LazyTensor)]
+
+
+def _holds_placed(part: nn.Module) -> bool:
+    return bool(_placed(part, recurse=True))
+
+
+def _refuse_changes(part: nn.Module) -> None:
+    """Copies, pickles, conversions and loads of what holds placed weights."""
+    name = type(part).__name__
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise InputError(
+            f"this {name} is run by a plan, with its weights in the plan's store and memory, so it can be neither "
+            "copied nor pickled; copy the module before it is planned, or save its `state_dict()`"
+        )
+
+    def refuse_load(*_: Any, **__: Any) -> Any:
+        raise InputError(
+            f"this {name} is run by a plan, which reads its weights from a store: nothing can be loaded into it; load "
+            "before planning, and plan again"
+        )
+
+    part.__dict__["__getstate__"] = part.__dict__["__deepcopy__"] = refuse
+    part.__dict__["load_state_dict"] = refuse_load
+    part.__dict__["_apply"] = _conversion(part)
+
+
+def _conversion(part: nn.Module) -> Callable[..., nn.Module]:
+    """`Module._apply`, on which `.to()`, `.half()`, `.cuda()` stand: allowed where it changes no placed weight."""
+    original = part._apply  # pyright: ignore[reportPrivateUsage]
+
+    def apply(fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        for lazy in _placed(part, recurse=recurse):
+            _check_kept(lazy, fn)
+        own: dict[str, Any] = {}
+        held: list[dict[str, Any]] = [part._parameters, part._buffers]  # pyright: ignore
+        for values in held:
+            for name, value in values.items():
+                if isinstance(value, LazyTensor):
+                    own[name], values[name] = value, None
+        try:
+            original(fn, recurse)
+        finally:
+            for values in held:
+                values.update((name, own[name]) for name in values if name in own)
+            if isinstance(part, nn.RNNBase):
+                part._init_flat_weights()
+        return part
+
+    return apply
+
+
+def _check_kept(lazy: LazyTensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """InputError where `fn` makes something else of such a tensor; tried on a small one."""
+    small = torch.ones([min(n, 2) for n in lazy.shape]).to(lazy.dtype)
+    now = fn(small)
+    for what, was, is_now in (
+        ("dtype", small.dtype, now.dtype),
+        ("device", small.device, now.device),
+        ("layout", (small.layout, small.stride()), (now.layout, now.stride())),
+    ):
+        if was != is_now:
+            raise InputError(
+                f"'{lazy.source.name}' is placed by a plan with {what} {was}, it cannot become {is_now}; convert the "
+                "module first, and plan it then"
+            )
+    if now.is_shared() or not torch.equal(now, torch.ones_like(now)):
+        raise InputError(
+            f"'{lazy.source.name}' is placed by a plan, its values cannot be changed or shared; plan again"
+        )

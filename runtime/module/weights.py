@@ -1,0 +1,196 @@
+"""The weights that a plan places, as tensors: where a step has them, or read whole where no step is meant."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.graph import Storage, Tensor
+from ...ir.program import Lookup
+from ..arena import Arena
+from ..directio import BOUNCE_NBYTES, never
+from ..lookup import LookupCall
+from ..moves import load_homed
+from ..passes import PlanMemory
+from .clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """The operators of an embedding that the store executes: `steps` they run in, `op` the first one's id.
+
+    The table's first row begins at byte `start` of the blob.
+    """
+
+    op: str
+    rows: Lookup
+    start: int
+    steps: tuple[int, ...]
+
+
+class Source:
+    """One placed parameter or buffer. `steps` read it; `at` holds, by step, a tensor over its place in the arena."""
+
+    def __init__(
+        self,
+        name: str,
+        tensor: Tensor,
+        storage: Storage,
+        dtype: torch.dtype,
+        strides: tuple[int, ...],
+        steps: tuple[int, ...],
+        lookups: Lookups | None,
+    ) -> None:
+        assert tensor.shape is not None
+        self.name = name
+        self.tensor = tensor
+        self.storage = storage
+        self.dtype = dtype
+        self.shape = tensor.shape
+        self.strides = strides
+        self.steps = steps
+        self.lookups = lookups
+        self.at: dict[int, torch.Tensor] = {}
+
+
+class _Inside(threading.local):
+    """How deep this thread is in forwards of the module: `calls` of any part of it, `passes` of the whole."""
+
+    calls = 0
+    passes = 0
+
+
+class Weights:
+    """What lazy parameters ask. `using` is held while a weight is used, `passing` while a pass of the module runs.
+
+    Threads that call at once take turns: by passes where they call the whole module, else by uses.
+    """
+
+    def __init__(self, memory: PlanMemory) -> None:
+        self.memory = memory
+        self.clock = Clock(memory)
+        self.using = threading.RLock()
+        self.passing = threading.RLock()
+        self.inside = _Inside()
+        self.looked_up_nbytes = 0
+        self._common: dict[tuple[Source, ...], tuple[int, ...]] = {}
+        self._all = torch.empty(0)
+        self._together: list[dict[int, tuple[torch.Tensor, ...]]] = []
+
+    def bind(self, sources: Sequence[Source]) -> None:
+        """Make the tensors of every step. Raises PlanMismatchError where one is not in the arena then."""
+        arena, addresses = self.memory.arena, self.memory.addresses
+        bytes_of_all = torch.frombuffer(arena.view(0, arena.nbytes), dtype=torch.uint8)
+        self._all = bytes_of_all
+        for source in sources:
+            views: dict[int, torch.Tensor] = {}
+            for step in source.steps:
+                offset = addresses.of_tensor(source.tensor, step)
+                if offset not in views:
+                    views[offset] = shaped(bytes_of_all[offset : offset + source.tensor.nbytes], source)
+                source.at[step] = views[offset]
+
+    def common_steps(self, sources: Sequence[Source]) -> tuple[int, ...]:
+        """Steps in which all of them are read."""
+        if len(sources) == 1:
+            return sources[0].steps
+        key = tuple(sources)
+        found = self._common.get(key)
+        if found is None:
+            shared = set(sources[0].steps).intersection(*(s.steps for s in sources[1:]))
+            found = self._common[key] = tuple(sorted(shared))
+        return found
+
+    def together(self, sources: Sequence[Source]) -> dict[int, tuple[torch.Tensor, ...]]:
+        """The tensors of `sources` by the steps that read them all; empty after `close`."""
+        found = {step: tuple(s.at[step] for s in sources) for step in self.common_steps(sources)}
+        self._together.append(found)
+        return found
+
+    def arrive(self, steps: tuple[int, ...]) -> int:
+        """Advance to the next of `steps`, while the caller holds `using`."""
+        self.memory.check_open()
+        return self.clock.seek(steps)
+
+    def resolve(self, sources: Sequence[Source]) -> list[torch.Tensor]:
+        """Tensors with the values of `sources`, right for as long as the caller holds `using`.
+
+        In a forward of the module they are where the plan has them, after an advance of the clock. What no step reads
+        together with the others, and everything outside of a forward, is read whole into memory of its own.
+        """
+        if self.inside.calls == 0:
+            return [self.read(s) for s in sources]
+        clock = self.clock
+        self.memory.check_open()
+        if not all(clock.step in s.at for s in sources):
+            steps = self.common_steps(sources)
+            planned = steps or next((s.steps for s in sources if s.steps), ())
+            if planned:
+                self.arrive(planned)
+        found: list[torch.Tensor] = []
+        for source in sources:
+            here = source.at.get(clock.step)
+            found.append(self.read(source) if here is None else here)
+        return found
+
+    def read(self, source: Source) -> torch.Tensor:
+        """The weight in memory of its own, from the store: right at any time, slow, and outside the plan's memory."""
+        self.memory.check_open()
+        content = torch.empty(source.tensor.nbytes, dtype=torch.uint8)
+        target = memoryview(content.numpy())
+        load_homed(self.memory.store, source.storage, source.tensor.offset, target, BOUNCE_NBYTES, never)
+        return shaped(content, source)
+
+    def look_up(self, source: Source, lookups: Lookups, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of a table that is never resident: [*indices.shape, row]. Raises IndexError as PyTorch does."""
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise RuntimeError(f"the indices of '{source.name}' must be int32 or int64, they are {indices.dtype}")
+        rows = source.shape[0]
+        flat = indices.detach().reshape(-1).contiguous()
+        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
+            raise IndexError(f"index out of range in self: '{source.name}' has rows 0 to {rows - 1}")
+        found = torch.empty((*indices.shape, *source.shape[1:]), dtype=source.dtype)
+        target = memoryview(found.view(-1).view(torch.uint8).numpy()) if found.numel() else memoryview(b"")
+        with self.using:
+            self.memory.check_open()
+            if self.inside.calls:
+                self.arrive(lookups.steps)
+            call = LookupCall(lookups.op, lookups.rows, self.memory.store, flat.numpy(), target, start=lookups.start)
+            if len(target):
+                call(None, None)
+            self.looked_up_nbytes += call.read_nbytes
+        return found
+
+    def in_arena(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` lies in the plan's memory."""
+        arena: Arena = self.memory.arena
+        return 0 <= tensor.untyped_storage().data_ptr() - arena.address < arena.nbytes
+
+    def version(self) -> int:
+        """Changes whenever PyTorch writes to the plan's memory, which it must not."""
+        return self._all._version
+
+    def finish(self) -> None:
+        """The outermost call of the module is over."""
+        with self.using:
+            if not self.memory.closed:
+                self.clock.finish()
+
+    def close(self, sources: Sequence[Source]) -> None:
+        """Give everything back."""
+        with self.using:
+            self.clock.step, self.clock.ready = -1, False
+            for views in (*(s.at for s in sources), *self._together):
+                views.clear()
+            self._all = torch.empty(0)
+            self.memory.close()
+
+
+def shaped(content: torch.Tensor, source: Source) -> torch.Tensor:
+    """Bytes as the elements of `source`."""
+    if not content.numel():
+        return torch.empty_strided(source.shape, source.strides, dtype=source.dtype)
+    return torch.as_strided(content.view(source.dtype), source.shape, source.strides)

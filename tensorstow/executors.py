@@ -1,0 +1,154 @@
+"""From a plan file to what executes it, and what the process that does so holds beside the plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .hosts import Progress, require_host, silent
+from .ir.codec import digest, to_json
+from .ir.errors import InputError, PlanMismatchError, TensorstowError
+from .ir.files import PlanFile, read_plan, write_plan
+from .ir.paths import cache_dir
+from .ir.program import ModelSource, Program
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .runtime.passes import Stats
+    from .runtime.profile import Profile
+
+
+class Executor(Protocol):
+    """What runs a plan: arrays by name to arrays by name. A context manager."""
+
+    @property
+    def stats(self) -> Stats:
+        """Of the last pass."""
+        ...
+
+    def load(self) -> int:
+        """Bring what is resident into its place; the bytes read."""
+        ...
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One pass."""
+        ...
+
+    def compute_only(self) -> float:
+        """Seconds of a pass in which nothing moves."""
+        ...
+
+    def io_only(self) -> float:
+        """Seconds of the transfers of a pass alone."""
+        ...
+
+    def profile(self, passes: int) -> Profile:
+        """Times of operators and rates of lanes, as they are in real passes."""
+        ...
+
+    def close(self) -> None:
+        """End the threads and give the memory back."""
+        ...
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+def open_executor(
+    file: PlanFile, *, model: Path | None = None, threads: int | None = None, progress: Progress = silent
+) -> Executor:
+    """An executor for a plan file: the store opened or built, what runs it made; `load` fills its memory.
+
+    `model` says where the model lies if it moved.
+    """
+    require_host(file.machine)
+    if file.module is not None:
+        from .module_runs import open_module
+
+        return open_module(file, model, threads=threads, progress=progress)
+    from .runtime.onnx_executor import OnnxExecutor
+    from .runtime.store import WeightStore
+
+    program, source = _sources(file, model)
+    identity = {"engine": program.engine, "files": to_json(source.files)}
+    folder = cache_dir() / "stores" / digest([program.blobs, identity])[:32]
+    store = WeightStore.open_or_build(
+        program,
+        identity=identity,
+        folder=folder,
+        progress=lambda done, total: progress("repacking weights", done / max(total, 1)),
+    )
+    return OnnxExecutor(file.plan, file.graph, program, store, file.machine, threads=threads)
+
+
+def _sources(file: PlanFile, model: Path | None) -> tuple[Program, ModelSource]:
+    """Program and source of a plan file, with the weights where they are now: at `model` if it moved; and with what
+    the engine rearranged made again if it was removed from the cache."""
+    program, source = file.program, file.source
+    if program is None or source is None:
+        raise InputError("the plan holds no program, so it can be shown but not run; plan the model itself")
+    here = Path(source.path) if model is None else model
+    paths = {b.path for b in program.blobs if b.path is not None}
+    if model is None and all(Path(p).exists() for p in paths):
+        return program, source
+    if not here.exists():
+        raise InputError(
+            f"the model {here} {'is not there any more' if model is None else 'does not exist'}; say where it is with "
+            f"--model, or plan again"
+        )
+    from .planner.onnx import lower_onnx, model_source
+
+    again = lower_onnx(here, dims=source.dims).program
+    for old, new in zip_longest(program.blobs, again.blobs):
+        if old is None or new is None or replace(new, path=old.path, file_offset=old.file_offset) != old:
+            name = next(b.blob for b in (old, new) if b is not None)
+            raise PlanMismatchError(
+                f"{here} is not the model that was planned: weight '{name}' differs in name, size or layout; "
+                "plan it anew"
+            )
+    moved = model_source(here, source.dims) if model is not None else source
+    return replace(program, blobs=again.blobs), moved
+
+
+def read_runnable(path: Path) -> PlanFile:
+    """A plan file that this box can execute; otherwise the error that says why not."""
+    from .ir.check import check
+
+    file = read_plan(path)
+    require_host(file.machine)
+    violations = check(file.plan, file.graph, file.machine)
+    if violations:
+        raise PlanMismatchError(
+            f"{path}: the plan cannot be run as it is: {violations[0].message} ({len(violations)} things are wrong; "
+            "`tensorstow show` lists them); plan the model again"
+        )
+    return file
+
+
+def measure_fixed(file: PlanFile) -> int:
+    """Peak resident bytes of the process that `tensorstow run` would be, less what the plan manages of them.
+
+    Measured in a process of its own, which does as `run` does, on zeros for weights; where a kernel dies of those, in
+    one that stops before the first pass.
+    """
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+        path = Path(folder) / "plan.json"
+        write_plan(file, path)
+        command = [sys.executable, "-m", "tensorstow", "run", str(path), "--json", "--fixed"]
+        done = subprocess.run([*command, "rehearsed"], capture_output=True, text=True, check=False)
+        if done.returncode < 0:  # killed: an integer division by zero, or too little memory
+            done = subprocess.run([*command, "set-up"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TensorstowError(f"measuring the process's fixed part failed:\n{done.stderr.strip()}")
+    return int(json.loads(done.stdout)["fixed_nbytes"])

@@ -1,0 +1,279 @@
+"""Plans of PyTorch modules executed: the module made again, its weights in a store, arrays in and arrays out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .hosts import Progress, require_host, silent
+from .ir.codec import digest, to_json
+from .ir.errors import InputError
+from .ir.files import PlanFile
+from .ir.paths import cache_dir
+from .ir.program import ModuleProgram
+from .modules import HF, ModuleModel, module_from_entry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .runtime.module.executor import ModuleExecutor
+    from .runtime.passes import Stats
+    from .runtime.profile import Profile
+    from .runtime.reading import WeightReader
+
+
+def apply_module(file: PlanFile, model: object = None, *, threads: int | None = None) -> nn.Module:
+    """The module that `file` was planned for, run by the plan: the one given, or the one that its entry makes."""
+    from .modules import module_in_memory
+
+    require_host(file.machine)
+    if model is None or isinstance(model, (str, Path)):
+        made = remake(file, None if model is None else Path(model))
+    else:
+        made = module_in_memory(model, {}, ())
+    executor = _executor(file, made, threads, silent)
+    try:
+        executor.load()
+    except BaseException:
+        executor.close()
+        raise
+    return made.module
+
+
+def remake(file: PlanFile, moved: Path | None = None) -> ModuleModel:
+    """The module and the example inputs of a plan file, from its entry; `moved` says where it lies now."""
+    program, source = _program(file), file.source
+    if program.entry is None or source is None:
+        raise InputError(
+            "the plan is for a module in memory; ts.apply(plan, module) runs it. What the command line runs is planned "
+            "from hf:DIR or file.py:callable"
+        )
+    if moved is None:
+        return module_from_entry(program.entry, source.dims)
+    if program.entry.startswith(HF):
+        return module_from_entry(f"{HF}{moved}", source.dims)
+    return module_from_entry(f"{moved}:{program.entry.rpartition(':')[2]}", source.dims)
+
+
+def _program(file: PlanFile) -> ModuleProgram:
+    assert file.module is not None
+    return file.module
+
+
+def open_module(
+    file: PlanFile, model: Path | None, *, threads: int | None = None, progress: Progress = silent
+) -> ModuleRunner:
+    """An executor of arrays for a plan file of a module; `model` says where it lies if it moved."""
+    made = remake(file, model)
+    return ModuleRunner(_executor(file, made, threads, progress), made)
+
+
+def _executor(file: PlanFile, made: ModuleModel, threads: int | None, progress: Progress) -> ModuleExecutor:
+    """The store opened, or made from what the module holds, and the executor over it."""
+    from .planner.pytorch.binding import kept_names
+    from .planner.pytorch.hf import fill_kept
+    from .runtime.module.executor import ModuleExecutor
+
+    program, graph = _program(file), file.graph
+    if made.matched is not None:
+        program = _moved(program, made)
+        fill_kept(made.module, made.matched, kept_names(made.module, program))
+    threads = threads or file.machine.units[0].threads or None
+    store = _open_store(file, program, made, progress)
+    try:
+        return ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _moved(program: ModuleProgram, made: ModuleModel) -> ModuleProgram:
+    """The program with its files where they are now: those of the same names in the directory of `made`."""
+    assert made.matched is not None
+    here = {Path(f.path).name: f.path for f in made.matched.files.files}
+    blobs = tuple(
+        replace(
+            b,
+            path=None if b.path is None else here.get(Path(b.path).name, b.path),
+            pieces=tuple(replace(p, path=here.get(Path(p.path).name, p.path)) for p in b.pieces),
+        )
+        for b in program.blobs
+    )
+    return replace(program, blobs=blobs)
+
+
+def _open_store(file: PlanFile, program: ModuleProgram, made: ModuleModel, progress: Progress) -> WeightReader:
+    from .runtime.store import WeightStore
+    from .runtime.store_files import FileStore
+    from .runtime.store_memory import store_module
+
+    if made.matched is None:
+        return store_module(program, file.graph, made.module, progress=_repacking(progress))
+    files = made.matched.files.files
+    if program.direct:
+        return FileStore.open(program, files)
+    identity = {"engine": program.engine, "files": to_json(files)}
+    folder = cache_dir() / "stores" / digest([program.blobs, identity])[:32]
+    return WeightStore.open_or_build(program, identity=identity, folder=folder, progress=_repacking(progress))
+
+
+def _repacking(progress: Progress) -> Any:
+    return lambda done, total: progress("repacking weights", done / max(total, 1))
+
+
+class ModuleRunner:
+    """A module's executor as `run` and `verify` see it: arrays by name to arrays by name."""
+
+    def __init__(self, executor: ModuleExecutor, made: ModuleModel) -> None:
+        self.executor = executor
+        self.made = made
+
+    @property
+    def stats(self) -> Stats:
+        """Of the last pass."""
+        return self.executor.stats
+
+    def load(self) -> int:
+        """Bring what is resident into its place; the bytes read."""
+        return self.executor.load()
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One pass; inputs that are not given are the example's."""
+        args, kwargs = fresh_inputs(self.made, inputs)
+        return arrays(self.executor.run(*args, **kwargs))
+
+    def compute_only(self) -> float:
+        """Seconds of a pass in which nothing moves."""
+        args, kwargs = fresh_inputs(self.made, {})
+        return self.executor.compute_only(*args, **kwargs)
+
+    def io_only(self) -> float:
+        """Seconds of the transfers of a pass alone."""
+        return self.executor.io_only()
+
+    def profile(self, passes: int) -> Profile:
+        """Times of parts and rates of lanes, as they are in real passes."""
+        args, kwargs = fresh_inputs(self.made, {})
+        return self.executor.profile(passes, *args, **kwargs)
+
+    def close(self) -> None:
+        """End the threads, give the memory back, close the store."""
+        self.executor.close()
+        self.executor.store.close()
+
+    def __enter__(self) -> ModuleRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def fresh_inputs(made: ModuleModel, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs with those of `given` in their places, copied: a pass writes into caches that it is given.
+
+    Names are those of the forward's parameters. Raises InputError for a name, type or shape that is not the example's.
+    """
+    import copy
+    import inspect
+
+    import torch
+
+    args, kwargs = copy.deepcopy((made.args, made.kwargs))
+    if not given:
+        return args, kwargs
+    positional = list(inspect.signature(made.module.forward).parameters)[: len(args)]
+    named: dict[str, Any] = {**dict(zip(positional, args, strict=False)), **kwargs}
+    known = {n: v for n, v in named.items() if isinstance(v, torch.Tensor)}
+    for name, array in given.items():
+        if name not in known:
+            raise InputError(f"the module takes no array '{name}'; its inputs: {', '.join(known)}")
+        value = torch.from_numpy(array)
+        expected = known[name]
+        if value.dtype != expected.dtype:
+            raise InputError(f"input '{name}' is {value.dtype}, the plan is for {expected.dtype}")
+        if value.shape != expected.shape:
+            raise InputError(
+                f"input '{name}' has shape {list(value.shape)}, the plan is for {list(expected.shape)}; plan for it, "
+                "or call the module that ts.apply returns, which takes any shape"
+            )
+        named[name] = value
+    return tuple(named[n] for n in positional), {n: named[n] for n in kwargs}
+
+
+def arrays(result: Any) -> dict[str, Any]:
+    """The tensors in what a module returns, as arrays by where they are in it ('logits', 'past_key_values.0.1')."""
+    from .planner.pytorch.capture import tensors_in
+
+    return {name: _array(tensor) for name, tensor, _ in tensors_in(result, "", {})}
+
+
+def _array(tensor: Any) -> Any:
+    import torch
+
+    content = tensor.detach().contiguous()
+    name = str(content.dtype).removeprefix("torch.")
+    try:
+        return content.numpy()
+    except TypeError:  # numpy has no such type; its package of further ones may
+        import ml_dtypes
+
+        return (
+            content.view(torch.uint8 if content.element_size() == 1 else torch.int16)
+            .numpy()
+            .view(getattr(ml_dtypes, name))
+        )
+
+
+def unconstrained(file: PlanFile, moved: Path | None, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the module returns with all its weights in memory, as PyTorch runs it without us."""
+    import torch
+
+    from .planner.pytorch.hf import fill_kept
+
+    made = remake(file, moved)
+    if made.matched is not None:
+        fill_kept(made.module, made.matched, made.module.state_dict())
+    args, kwargs = fresh_inputs(made, inputs)
+    with torch.no_grad():
+        return arrays(made.module(*args, **kwargs))
+
+
+@contextmanager
+def hollow_runner(file: PlanFile) -> Generator[ModuleRunner]:
+    """An executor as `run` would have it on files of zeros, which take no room on the disk.
+
+    A module without files is made as it is: its weights exist before the plan has a say.
+    """
+    made = remake(file)
+    if made.matched is None:
+        with ModuleRunner(_executor(file, made, None, silent), made) as runner:
+            yield runner
+        return
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+        hollow = replace(made, matched=_hollow(made, Path(folder)))
+        with ModuleRunner(_executor(file, hollow, None, silent), hollow) as runner:
+            yield runner
+
+
+def _hollow(made: ModuleModel, folder: Path) -> Any:
+    """The files of a model with every byte zero: holes of their sizes, under their names."""
+    from .modules import source_file
+
+    matched = made.matched
+    assert matched is not None
+    moved: dict[str, Path] = {}
+    for file in matched.files.files:
+        moved[file.path] = folder / Path(file.path).name
+        with moved[file.path].open("wb") as hole:
+            hole.truncate(file.nbytes)
+    tensors = {
+        name: replace(t, pieces=tuple(replace(p, path=str(moved[p.path])) for p in t.pieces))
+        for name, t in matched.tensors.items()
+    }
+    files = replace(matched.files, files=tuple(source_file(p) for p in moved.values()))
+    return replace(matched, files=files, tensors=tensors)

@@ -1,0 +1,206 @@
+"""PyTorch modules in the workflow: what names one, and how it is lowered for a machine."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .hosts import Progress, runs_here, silent
+from .ir.errors import InputError
+from .ir.machine import Machine
+from .ir.program import ModelSource, SourceFile
+from .models import Lowered
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .planner.pytorch import ModuleLowered, OpLowered
+    from .planner.pytorch.matching import Matched
+
+HF = "hf:"
+MEASURED_S = 20.0
+"""Seconds that measuring a model's operators may take; each distinct one is measured once on a box."""
+
+
+def is_module_entry(text: str) -> bool:
+    """Whether `text` names a module: 'hf:DIR', 'file.py:callable' or 'pkg.module:callable'."""
+    return text.startswith(HF) or (":" in text and not Path(text).exists())
+
+
+@dataclass(frozen=True)
+class ModuleModel:
+    """A module with example inputs. `entry` names what makes it again, None for one in memory; `matched` are the files
+    of its weights, `origin` the files it came from. Lowered once; compacted anew for each budget."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    entry: str | None = None
+    dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    matched: Matched | None = None
+    origin: tuple[SourceFile, ...] = ()
+    _known: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
+
+    def operators(self, progress: Progress = silent) -> OpLowered:
+        """The operators of a pass, by formulas."""
+        from .planner.pytorch import lower_module
+
+        if "" not in self._known:
+            progress(f"tracing {self.name}", 0.0)
+            self._known[""] = lower_module(self.module, self.args, self.kwargs, name=self.name)
+        return self._known[""]
+
+    def lower(self, machine: Machine, mode: str, progress: Progress = silent) -> Lowered:
+        """The parts of a pass, with times measured on this box where it is for this box."""
+        if mode != "inference":
+            raise InputError(f"mode '{mode}' is not available for a PyTorch module; give inference")
+        lowered = self._parts(self._timed(machine, progress), machine)
+        program = replace(lowered.program, entry=self.entry)
+        return Lowered(lowered.graph, module=program)
+
+    def _parts(self, lowered: OpLowered, machine: Machine) -> ModuleLowered:
+        from .planner.pytorch import ModuleLowered, choose_lookups, parts, store_link
+        from .planner.pytorch.binding import bind, choose_reading
+
+        looked_up = choose_lookups(lowered, machine)
+        found = parts(lowered, machine.units[0], looked_up=looked_up, link=store_link(machine))
+        if self.matched is None:
+            return found
+        reading = choose_reading(found.program, self.matched)
+        return ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
+
+    def _timed(self, machine: Machine, progress: Progress) -> OpLowered:
+        """With measured times of operators, if the machine is this box."""
+        lowered = self.operators(progress)
+        if not runs_here(machine):
+            return lowered
+        if "measured" not in self._known:
+            self._known["measured"] = measured_here(lowered, self, machine, progress)
+        return self._known["measured"]
+
+    def source(self) -> ModelSource | None:
+        """The files it came from."""
+        if self.entry is None:
+            return None
+        return ModelSource(self.entry, dict(self.dims), self.origin)
+
+    def smallest_budget(self, machine: Machine) -> int:
+        """What the hungriest part needs: its weights, the activations that live then, and the reserve."""
+        from .planner.instance import make_instance
+        from .planner.pytorch import parts, store_link, tables
+
+        tier = machine.units[0].tier
+        roomy = machine.with_capacity({tier: 1 << 60})
+        lowered = self.operators()
+        looked_up = frozenset(tables(lowered))
+        graph = parts(lowered, machine.units[0], looked_up=looked_up, link=store_link(machine)).graph
+        whole = make_instance(graph, roomy)
+        return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + machine.tier[tier].reserve_nbytes
+
+
+def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, progress: Progress) -> OpLowered:
+    """`lowered` with the times that its operators, and the module's own Python, take on this box."""
+    from .planner.pytorch.measured import requests, signatures, with_measured
+    from .runtime.torch_rates import measure
+    from .runtime.torch_rates_python import UnrecordableError, python_ns
+
+    unit = machine.units[0]
+    known = signatures(lowered.traced, lowered.traced_weights)
+    wanted = requests(lowered.graph, unit, known)
+    threads = unit.threads or torch_threads()
+    progress("measuring operators", 0.0)
+    found = measure(
+        wanted, threads=threads, budget_s=MEASURED_S, progress=lambda share: progress("measuring operators", share)
+    )
+    try:
+        python = python_ns(model.module, model.args, model.kwargs)
+    except UnrecordableError:
+        python = 0
+    return replace(lowered, graph=with_measured(lowered.graph, unit, known, found.times, python_ns=python))
+
+
+def torch_threads() -> int:
+    """Threads that torch computes with."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def module_in_memory(module: object, dims: Mapping[str, int], example_inputs: object) -> ModuleModel:
+    """A module that the user holds, with the inputs to plan for."""
+    torch = sys.modules.get("torch")  # whoever holds a module has imported it
+    if torch is None or not isinstance(module, torch.nn.Module):
+        raise InputError(
+            f"cannot plan a {type(module).__name__}; give the path of an ONNX file, 'hf:DIR', 'file.py:callable', or a "
+            "torch.nn.Module with example inputs"
+        )
+    if example_inputs is None:
+        raise InputError("a module is planned for inputs of certain shapes: give example_inputs, a tuple or a dict")
+    if dims:
+        raise InputError("a module in memory has no symbolic dimensions; its example inputs say the shapes")
+    from .planner.pytorch.entry import split_inputs
+
+    args, kwargs = split_inputs(example_inputs)
+    return ModuleModel(type(module).__name__, cast("nn.Module", module), args, kwargs)
+
+
+def module_from_entry(text: str, dims: Mapping[str, int]) -> ModuleModel:
+    """The module that 'hf:DIR', 'file.py:callable' or 'pkg.module:callable' names."""
+    if text.startswith(HF):
+        return _from_directory(Path(text[len(HF) :]), dims)
+    from .planner.pytorch.entry import load_entry
+
+    if dims:
+        raise InputError(f"'{text}' makes its own example inputs; --dim {next(iter(dims))} has nothing to set")
+    made = load_entry(text)
+    path = Path(inspect.getsourcefile(made.function) or "").resolve()
+    return ModuleModel(made.name, made.module, made.args, made.kwargs, entry=made.entry, origin=(source_file(path),))
+
+
+def _from_directory(path: Path, dims: Mapping[str, int]) -> ModuleModel:
+    from .planner.pytorch.hf import make_skeleton, open_directory
+    from .planner.pytorch.hf_inputs import example_inputs
+    from .planner.pytorch.matching import match
+
+    directory = open_directory(path)
+    module = make_skeleton(directory)
+    kwargs = _randomised(example_inputs(module, **_sizes(dims)), module)
+    matched = None if directory.files is None else match(module, directory.files)
+    resolved = path.resolve()
+    origin = (source_file(resolved / "config.json"), *(directory.files.files if directory.files else ()))
+    return ModuleModel(resolved.name, module, (), kwargs, f"{HF}{resolved}", dict(dims), matched=matched, origin=origin)
+
+
+def _sizes(dims: Mapping[str, int]) -> dict[str, int]:
+    """What --dim may set of a directory: sequences at once, tokens of a pass, tokens already in the cache."""
+    known = ("batch", "length", "context")
+    for name in dims:
+        if name not in known:
+            raise InputError(f"--dim {name}: a Hugging Face model has {', '.join(known)} to set")
+    return dict(dims)
+
+
+def _randomised(kwargs: dict[str, Any], module: Any) -> dict[str, Any]:
+    """Example inputs with values worth computing on: tokens of the vocabulary, normal numbers; caches as they are."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(getattr(module.config, "vocab_size", 0) or 2)
+    found = dict(kwargs)
+    for name, value in kwargs.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            found[name] = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.dtype)
+        elif isinstance(value, torch.Tensor) and name.endswith("input_ids"):
+            found[name] = torch.randint(0, vocabulary, value.shape, generator=generator, dtype=value.dtype)
+    return found
+
+
+def source_file(path: Path) -> SourceFile:
+    """A file as it is now."""
+    status = path.stat()
+    return SourceFile(str(path), status.st_size, status.st_mtime_ns)
