@@ -138,6 +138,8 @@ def check_contents(
     if not made_anew and len(set(makers)) < len(makers):
         twice = next(op for i, op in enumerate(makers) if op in makers[:i])
         yield Violation("recompute", f"'{twice}' is called twice, but '{storage.id}' cannot be made anew by it")
+    if _is_plain(plan, graph, storage, uses, stays, moves, unit_tier):
+        return
     yield from _check_windows(plan, storage, uses, stays, moves, unit_tier)
     needed = _needed(plan, graph, storage, uses, made_anew=made_anew)
     ranges = [(0, storage.nbytes), *((r.lo, r.hi) for r in stays), *((t.lo, t.hi) for t in moves)]
@@ -160,6 +162,51 @@ def check_contents(
             if (violation.kind, where) not in said:
                 said.add((violation.kind, where))
                 yield violation
+
+
+def _is_plain(
+    plan: Plan,
+    graph: Graph,
+    storage: Storage,
+    uses: Uses,
+    stays: tuple[Residency, ...],
+    moves: list[Transfer],
+    unit_tier: dict[str, str],
+) -> bool:
+    """Whether one look is enough, as for most storages of a large graph: all of it has one place, in which it is made
+    and stays until its last use; or it is never written, and comes there from home before its first use or never
+    leaves. What this does not cover is looked at by versions."""
+    total = len(plan.steps)
+    if len(stays) != 1 or len(moves) > 1:
+        return False
+    (r,) = stays
+    if r.lo > 0 or r.hi < storage.nbytes or any(unit_tier[plan.steps[t].unit] != r.tier for t in uses.touches):
+        return False
+    inputs, outputs = boundary_storages(graph)
+    if not storage.homed:
+        begins = 0 if storage.id in inputs else min(uses.writes, default=-1)
+        ends = total if storage.id in outputs else max(uses.touches, default=total) + 1
+        first = min((0, *uses.touches) if storage.id in inputs else uses.touches, default=-1)
+        return not moves and begins >= 0 and r.start <= begins == first and ends <= r.end <= total
+    if uses.writes or storage.id in inputs or storage.id in outputs:
+        return False
+    if permanent(r, total):
+        return not moves
+    if len(moves) != 1 or moves[0].origin != plan.home_tier or moves[0].target != r.tier:
+        return False
+    (t,) = moves
+    start = occurrence(r, t.after, total, homed=True)
+    if start is None or t.lo > 0 or t.hi < storage.nbytes or t.before > start + r.end - r.start:
+        return False
+    # The turn of the residency that the transfer fills: every use of a pass lies in it, and not before it is full.
+    return all(
+        t.before <= use < start + r.end - r.start for use in (u + _turns_on(u, start, total) for u in uses.touches)
+    )
+
+
+def _turns_on(step: int, start: int, total: int) -> int:
+    """Steps of whole passes by which `step` comes to lie in [start, start + total)."""
+    return -((step - start) // total) * total
 
 
 def _needed(plan: Plan, graph: Graph, storage: Storage, uses: Uses, *, made_anew: bool) -> list[tuple[int, bool]]:

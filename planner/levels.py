@@ -26,8 +26,10 @@ from .levels_arena import Settled, Times, settle
 from .levels_bound import solve_instance
 from .levels_choose import Away, Level, away_nbytes, cached, even, nothing_kept
 from .levels_lower import Lowered, lower, tightened, times_of
+from .levels_upper import estimate_s, lean_plans
 from .levels_visits import Parcel, holds_of
 from .replay import farthest, least_recent
+from .stow import Stow
 from .strategies import Effort, Strategy
 
 CUTS = (0.02, 0.05, 0.01, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -36,8 +38,11 @@ CUTS = (0.02, 0.05, 0.01, 0.1, 0.15, 0.2, 0.3, 0.4)
 SMALLER = (0.0, 0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 0.9)
 """Parts of a middle tier that a cache gives up, one after another, until its parcels find addresses."""
 
-PACES = (0.02, 0.15)
+PACES = (0.2, 0.02)
 """How much faster than the fluid optimum needs it the link of a slowed upper plan is."""
+
+LEAN, LEAN_SHARE = 3, 0.3
+"""How many upper plans of the search for lean ones are lowered, and the share of the time for that search."""
 
 ROUNDS = 3
 """How often the windows of the transfers above are taken from the simulation of the best plan, and planned anew."""
@@ -68,41 +73,69 @@ def plan_levels(strategy: Strategy, instance: Instance, effort: Effort) -> Plan:
     if policy is not None:
         return _by_policy(instance, strategy.plan(top, effort), policy, effort)
     search = _Search(instance, (relaxed.bound or 0.0) / 1e9)
-    uppers = _upper_plans(strategy, instance, relaxed, effort)
-    for number, upper in enumerate(uppers):
+    for number, upper in enumerate(_upper_plans(strategy, instance, relaxed, effort)):
+        if number >= LEAN and search.best is not None:
+            break
         left = max(began + effort.time_limit_s - time.monotonic(), 0.2 * effort.time_limit_s)
-        search.run(upper, left / (len(uppers) - number))
+        search.run(upper, left / max(1, LEAN - number))
     if search.best is None:
         raise _no_addresses(instance, effort)
     return search.best.plan
 
 
-def _upper_plans(strategy: Strategy, instance: Instance, relaxed: Result[TieredSolution], effort: Effort) -> list[Plan]:
-    """Plans of the two topmost tiers: with their link hardly faster than the fluid optimum of all tiers needs it to be,
-    with one a little faster, and with the link as it is. The slower it is taken to be, the fewer bytes a plan moves,
-    and the more evenly: that is the pace at which they can come from further down."""
+def _upper_plans(
+    strategy: Strategy, instance: Instance, relaxed: Result[TieredSolution], effort: Effort
+) -> Iterator[Plan]:
+    """Plans of the two topmost tiers, the likeliest best first.
+
+    Where the tiers below are what limits the fluid optimum, the link of the two is taken to be only a little faster
+    than that optimum needs it to be: then bytes are dear, and move evenly. `stow` plans are ranked by what the tiers
+    below make of them; other strategies plan what they plan, with the link slowed and as it is.
+    """
     top = top_instance(instance)
-    fast, under = top.fast.name, top.home.name
-    pair = ((under, fast), (fast, under))
-    plans: list[Plan] = []
-    for spare in PACES if relaxed.solution is not None and relaxed.bound else ():
-        assert relaxed.solution is not None
-        assert relaxed.bound is not None
-        absent, gaps = relaxed.solution.sides[0].absent, instance.solver_gaps
-        loads = sum(e * gap.nbytes for e, gap in zip(absent, gaps, strict=True))
-        needed = (1 + spare) * loads / (float(relaxed.bound) / 1e9)
-        factor = needed / top.machine.link[under, fast].bytes_per_s
-        if 0 < factor < 1:
-            links = tuple(
-                replace(k, bytes_per_s=k.bytes_per_s * factor) if (k.origin, k.target) in pair else k
-                for k in top.machine.links
-            )
-            slower = replace(top, machine=replace(top.machine, links=links))
-            plans.append(replace(strategy.plan(slower, effort), machine=instance.digests[1]))
+    slower = [s for s in (_slowed(instance, top, relaxed, spare) for spare in PACES) if s is not None]
     if relaxed.solution is not None:
         top.remember(top.capacity_nbytes, _first_side(relaxed, relaxed.solution))
-    plans.append(strategy.plan(top, effort))
-    return plans
+    plans: list[Plan] = []
+    if isinstance(strategy, Stow):
+        posed = slower[0] if slower else top
+        plans = lean_plans(instance, posed, strategy.name, effort, time_share=LEAN_SHARE, number=LEAN)
+    plans += [p for p in (_found(strategy, posed, effort) for posed in (*slower[-1:], top)) if p is not None]
+    yield from sorted(_on(instance, plans), key=lambda plan: estimate_s(instance, plan))
+    yield from _on(instance, [p for p in (_found(strategy, posed, effort) for posed in slower[:-1]) if p is not None])
+    if not plans:
+        yield from _on(instance, [strategy.plan(top, effort)])  # or it says what it lacks
+
+
+def _on(instance: Instance, plans: list[Plan]) -> list[Plan]:
+    """Plans on a slowed machine as those of the machine itself."""
+    return [replace(plan, machine=instance.digests[1]) for plan in plans]
+
+
+def _found(strategy: Strategy, top: Instance, effort: Effort) -> Plan | None:
+    """The plan of `strategy`; None where it ran out of time: another one may be found."""
+    try:
+        return strategy.plan(top, effort)
+    except TimeLimitError:
+        return None
+
+
+def _slowed(instance: Instance, top: Instance, relaxed: Result[TieredSolution], spare: float) -> Instance | None:
+    """`top` with its link so slow that it needs the time of the fluid optimum of all tiers, or `spare` less, for what
+    is loaded there; None where it is no faster than that."""
+    if relaxed.solution is None or not relaxed.bound:
+        return None
+    fast, under = top.fast.name, top.home.name
+    pair = ((under, fast), (fast, under))
+    absent, gaps = relaxed.solution.sides[0].absent, instance.solver_gaps
+    loads = sum(e * gap.nbytes for e, gap in zip(absent, gaps, strict=True))
+    factor = (1 + spare) * loads / (float(relaxed.bound) / 1e9) / top.machine.link[under, fast].bytes_per_s
+    if not 0 < factor < 1:
+        return None
+    links = tuple(
+        replace(k, bytes_per_s=k.bytes_per_s * factor) if (k.origin, k.target) in pair else k for k in top.machine.links
+    )
+    return replace(top, machine=replace(top.machine, links=links))
 
 
 def _first_side(relaxed: Result[TieredSolution], solution: TieredSolution) -> Result[ResidencySolution]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from ..solvers.residency.problem import Gap
 from ..solvers.residency.recompute import RecomputeProblem, RecomputeSolution, Value, solve_recompute
 from ..solvers.result import Result, Status
-from .instance import Instance, Item
+from .instance import Instance
 from .recompute_orders import Flow, made_anew, repeatable
 
 WINDOWS = 48
@@ -38,45 +38,60 @@ def recompute_problem(instance: Instance, *, any_call: bool = True) -> Recompute
     values: list[Value] = []
     for item in instance.items:
         nbytes = graph.storage[item.storage].nbytes
+        called = {t for t in item.touches if item.storage in _touched(flow, t)} | {item.touches[0]}
+        touches = tuple(sorted(called | ({steps} if item.storage in outputs else set())))
         if item.homed:
-            values += [Value(nbytes, touches, False) for touches in _lives_at_home(item, steps + 1)]
+            values += [Value(nbytes, own, False) for own in lives_at_home(touches, item.writes, steps + 1)]
             continue
         number[item.storage] = len(values)
         maker = bool(item.writes) and instance.order[item.writes[0]] in anew
-        called = {t for t in item.touches if item.storage in _touched(flow, t)} | {item.touches[0]}
-        touches = tuple(sorted(called | ({steps} if item.storage in outputs else set())))
         values.append(Value(nbytes, touches, maker))
     reads = tuple(
         tuple(number[s] for s in flow.reads[op] if s in number) if t < flow.turn else ()
         for t, op in enumerate(instance.order)
     )
     needed = tuple(sum(graph.storage[s].nbytes for s in _touched(flow, t)) for t in range(steps))
-    link = instance.machine.link
-    load = link[instance.home.name, instance.fast.name]
-    store = link.get((instance.fast.name, instance.home.name))
+    load, store, shared = rates_of(instance)
     return RecomputeProblem(
         durations_ns=(*instance.durations_ns, 0),
         needed_nbytes=(*needed, sum(graph.storage[s].nbytes for s in outputs)),
         reads=(*reads, ()),
         values=tuple(values),
-        gaps=tuple(
-            # The step that stands for the end of the pass comes between the passes.
-            Gap(g.item, graph.storage[item.storage].nbytes, g.start, g.end + (g.end >= steps), g.clean)
-            for g in instance.gaps
-            for item in [instance.items[g.item]]
-            if item.homed and not item.writes
-        ),
+        gaps=gaps_at_home(instance, steps + 1),
         capacity_nbytes=instance.capacity_nbytes,
-        load_bytes_per_s=load.bytes_per_s,
-        store_bytes_per_s=store.bytes_per_s if store else load.bytes_per_s / 1e6,
-        shared_channel=store is not None and store.lane == load.lane,
+        load_bytes_per_s=load,
+        store_bytes_per_s=store,
+        shared_channel=shared,
     )
 
 
-def _lives_at_home(item: Item, period: int) -> Iterator[tuple[int, ...]]:
+def rates_of(instance: Instance) -> tuple[float, float, bool]:
+    """Bytes per second of loads and of stores, and whether they share a channel. No way down is a very slow one."""
+    link = instance.machine.link
+    load = link[instance.home.name, instance.fast.name]
+    store = link.get((instance.fast.name, instance.home.name))
+    shared = store is not None and store.lane == load.lane
+    return load.bytes_per_s, store.bytes_per_s if store else load.bytes_per_s / 1e6, shared
+
+
+def gaps_at_home(instance: Instance, period: int) -> tuple[Gap, ...]:
+    """The gaps of what is at home and never written, in passes of so many steps: one that stands for the end of the
+    pass may come between the passes."""
+    wrap = period - instance.steps
+    return tuple(
+        Gap(
+            g.item, instance.graph.storage[item.storage].nbytes, g.start, g.end + wrap * (g.end >= instance.steps), True
+        )
+        for g in instance.gaps
+        for item in [instance.items[g.item]]
+        if item.homed and not item.writes
+    )
+
+
+def lives_at_home(touches: Sequence[int], writes: Sequence[int], period: int) -> Iterator[tuple[int, ...]]:
     """Of what is at home and written the touches from each write to the next one, which finds what is there."""
-    for begin, end in pairwise((*item.writes, *(w + period for w in item.writes[:1]))):
-        both = (*item.touches, *(t + period for t in item.touches))
+    both = (*touches, *(t + period for t in touches))
+    for begin, end in pairwise((*writes, *(w + period for w in writes[:1]))):
         yield tuple(t for t in both if begin <= t <= end)
 
 
@@ -94,11 +109,29 @@ def recompute_bound(instance: Instance, *, time_limit_s: float = 30.0, windows: 
     return bound_ns / 1e9, "joint LP: any recomputation, this order of first calls, two tiers"
 
 
+def with_margin(problem: RecomputeProblem, margin: tuple[float, float]) -> RecomputeProblem:
+    """The problem on a machine with these shares of the links' rates and of the capacity, which still holds each step's
+    operands: what is right there leaves room to whole storages and their addresses here."""
+    rate, room = margin
+    return replace(
+        problem,
+        capacity_nbytes=max(int(room * problem.capacity_nbytes), max(problem.needed_nbytes, default=0)),
+        load_bytes_per_s=rate * problem.load_bytes_per_s,
+        store_bytes_per_s=rate * problem.store_bytes_per_s,
+    )
+
+
 def joint_solution(
-    instance: Instance, *, time_limit_s: float, windows: int = WINDOWS, whole: bool = False
+    instance: Instance,
+    *,
+    time_limit_s: float,
+    windows: int = WINDOWS,
+    whole: bool = False,
+    margin: tuple[float, float] = (1.0, 1.0),
 ) -> Result[RecomputeSolution]:
-    """What the joint program would do with the operators that our strategies may call again, by steps of the order."""
-    problem = recompute_problem(instance, any_call=False)
+    """What the joint program would do with the operators that our strategies may call again, by steps of the order; on
+    a machine with these shares of the links' rates and of the capacity."""
+    problem = with_margin(recompute_problem(instance, any_call=False), margin)
     result = solve_recompute(problem, windows=windows, time_limit_s=time_limit_s, whole=whole)
     if result.solution is None:
         return result

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 
-from ..solvers.residency.recompute import RecomputeSolution
 from ..solvers.residency.recompute_cut import CutProblem, cheapest_makers
 from .recompute_orders import Flow, inside, segments
 
 Chosen = frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Operators that are called again, and by which thought."""
-
-    label: str
-    chosen: Chosen
 
 
 def price_cut(
@@ -61,24 +49,15 @@ def price_of_all(flow: Flow) -> float:
     return sum(flow.durations_ns[: flow.turn]) / max(nbytes, 1)
 
 
-def price_cuts(flow: Flow, exponents: Iterable[float], own: Mapping[str, float] | None = None) -> Iterator[Candidate]:
+def price_cuts(flow: Flow, exponents: Iterable[float]) -> Iterator[Chosen]:
     """Minimum cuts at `price_of_all` times powers of two."""
-    middle = price_of_all(flow) if own is None else 1.0
+    middle = price_of_all(flow)
     seen: set[Chosen] = set()
     for exponent in exponents:
-        chosen = price_cut(flow, middle * 2.0**exponent, own)
+        chosen = price_cut(flow, middle * 2.0**exponent)
         if chosen not in seen and chosen:
             seen.add(chosen)
-            yield Candidate(f"cut at 2^{exponent:g}", chosen)
-
-
-def segment_counts(flow: Flow) -> tuple[int, ...]:
-    """Numbers of segments worth trying: the square root of the number of values awaited (Chen et al. 2016), and others
-    around it by halves and doubles."""
-    awaited = sum(flow.awaited(s) for s in flow.maker)
-    root = max(2, round(math.sqrt(awaited)))
-    counts = {2, 3, root // 4, root // 2, root, round(1.5 * root), 2 * root}
-    return tuple(sorted(c for c in counts if 2 <= c <= max(2, awaited)))
+            yield chosen
 
 
 def checkpoints(flow: Flow, count: int) -> list[Chosen]:
@@ -126,37 +105,9 @@ def closures_by_demand(flow: Flow, prices: list[Chosen]) -> list[Chosen]:
     return found
 
 
-def rounded(flow: Flow, repeated: Sequence[float]) -> Iterator[Candidate]:
+def rounded(flow: Flow, repeated: Sequence[float]) -> Iterator[Chosen]:
     """What a program calls again for more than some share."""
-    for threshold in (0.5, 0.25, 0.75):
+    for threshold in (0.5, 0.15, 0.85):
         chosen = frozenset(op for op, share in zip(flow.order, repeated, strict=True) if share >= threshold)
         if chosen:
-            yield Candidate(f"joint program above {threshold:g}", chosen)
-
-
-def by_share(flow: Flow, repeated: Sequence[float]) -> list[Chosen]:
-    """Single operators in the order of the shares in which a program calls them again."""
-    shares = [(-share, t) for t, share in enumerate(repeated) if share > 1e-3]
-    return [frozenset({flow.order[t]}) for _, t in sorted(shares)]
-
-
-def hold_prices(flow: Flow, solution: RecomputeSolution) -> dict[str, float]:
-    """Nanoseconds that holding each storage over the turn costs by the joint program's duals: memory at every check
-    between its last use before and its first behind, or memory, a store, a load, and memory again, whichever is less.
-    """
-    checks, price = solution.checks, solution.price
-    found: dict[str, float] = {}
-    for s in flow.maker:
-        if not flow.awaited(s):
-            continue
-        steps = flow.uses[s]
-        behind = next(t for t in steps if t >= flow.turn)
-        before = max(t for t in steps if t < flow.turn)
-        kept, gone, back = 0.0, math.inf, math.inf  # the least so far: never left; left; left and came back
-        for w in range(bisect_right(checks, before) - 1, bisect_left(checks, behind)):
-            here = price[w] if before < checks[w] < behind else 0.0
-            kept, back = kept + here, back + here
-            gone = min(gone, kept + solution.store_price[w])
-            back = min(back, gone + solution.load_price[w])
-        found[s] = flow.graph.storage[s].nbytes * min(kept, back)
-    return found
+            yield chosen

@@ -30,7 +30,6 @@ from .round import (
     worth_moving,
 )
 from .stays import Decisions, Landing, live_peak, stays_of
-from .windows import redecided
 
 TRANSFER_NBYTES = 256 << 10
 """What one transfer weighs, in bytes moved, where plans are equal in time."""
@@ -49,9 +48,6 @@ LIKE_CUT = 0.01
 
 PACKING_S = 0.3
 """Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
-
-WINDOW_S = 2.0
-"""Seconds for the integer program of one window."""
 
 FRUITLESS_ROUNDS = 5
 LATE_NS = 1000
@@ -252,23 +248,6 @@ class Search:
             if event.waited_for is not None and event.wait_ns > stall_ns[event.step] + LATE_NS
         ]
         return [(index[t.storage], step) for step, t in late if t.target == self.instance.fast.name]
-
-    def windows(self) -> None:
-        """Decide windows of the best candidates anew that stall more than the LP (`windows.redecided`)."""
-        tried: set[frozenset[tuple[int, int]]] = set()
-        improved = True
-        while improved and self.found and not self.finished:
-            improved = False
-            for score, decisions, plan in list(self.found[:FAVOURED]):
-                if self.finished or decisions.evicted in tried:
-                    continue
-                tried.add(decisions.evicted)
-                for cut in [0, *self.best_cuts(1)]:
-                    left = max(0.1, self.began + self.time_s - time.monotonic())
-                    for changed in redecided(self.instance, plan, decisions, cut, min(WINDOW_S, left)):
-                        if self.finished:
-                            return
-                        improved = self.score(changed) < score * (1 - self.good_enough) or improved
 
     def exchange(self) -> None:
         """Hill climbing from the best plan while there is time: evict one more item, keep one more, or one for another.

@@ -100,7 +100,7 @@ class _Session:
         self.unfit: dict[Signature, str] = {}
         self.benches: dict[Signature, Bench] = {}
         self.requests: list[Request] = []
-        self.overheads = Overheads(0.0, 0.0)
+        self.overheads = Overheads(0.0, 0.0, 0.0)
         self.by_overload: set[Signature] = set()
         room = available_nbytes()
         for request in requests:
@@ -181,9 +181,8 @@ class _Session:
         """Nanoseconds of a call as a module makes it."""
         found: dict[Signature, int] = {}
         for signature, runs in self.runs.items():
-            extra = self.overheads.clock_ns
-            extra += self.overheads.overload_ns if signature in self.by_overload else 0.0
             # The first run was made among other calls than in the program.
             counted = sorted(runs[1:] or runs)
-            found[signature] = max(1, round(counted[(len(counted) - 1) // 4] - extra))
+            ns = counted[(len(counted) - 1) // 4]
+            found[signature] = self.overheads.corrected(ns, by_overload=signature in self.by_overload)
         return found

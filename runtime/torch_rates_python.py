@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 _PASSES = 7
 _MOST_QUESTIONS = 1000
-_LOOP = 2000
+_LOOP = 500
+_REPEATS = 15
 
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any], Any]
 
@@ -71,8 +72,9 @@ def module_call_ns() -> int:
     def through(x: object) -> object:
         return x
 
-    best = min(_loop_ns(lambda: idle(None)) - _loop_ns(lambda: through(None)) for _ in range(_PASSES))
-    return max(1, round(best))
+    taken = [(_loop_ns(lambda: idle(None)), _loop_ns(lambda: through(None))) for _ in range(_REPEATS)]
+    module_ns, function_ns = (min(column) for column in zip(*taken, strict=True))
+    return max(1, round(module_ns - function_ns))
 
 
 def _difference(prepare: Callable[[], Callable[[], object]], calls: Sequence[_Call]) -> int:

@@ -1,8 +1,17 @@
 """Which engine solves a program, by name or by its size; and integer programs whose answer does not hang on tolerances.
 
-What was measured decides (residency programs, one core, seconds):
+What was measured decides: seconds for residency programs of the zoo on one busy core, whole tensors to a gap of 0.1%
+within 20 s ('-': no proof in time, and how far above the bound the answer is):
 
-{TABLE}
+    graph               entries   LP: HiGHS   GLOP    CBC   whole: HiGHS   CBC    CP-SAT
+    30 random steps         959        0.07   0.28   0.29
+    gpt2, 40%            10,023        0.20   1.01   1.35           0.59   1.27   - 0%
+    llama-1b, 20%        14,747        0.79   2.62   4.66           1.91   4.07   - 12%
+    resnet50-train, 60%  37,138        4.99  13.46   9.48           18.5   - 0%   - 1%
+    gpt2-train, 60%      41,353        9.91  22.02  32.16           17.9   - 0%   - 0%
+
+So 'auto' is HiGHS at every size, and CP-SAT where HiGHS breaks down on an integer program: no other is the faster one
+anywhere. HiGHS also keeps its basis when the objective changes.
 """
 
 from __future__ import annotations

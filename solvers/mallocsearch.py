@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from math import sqrt
 
-from .mallocgame import Action, Board, MallocGame, Move, legal_moves, new_board, play
+from .mallocgame import Action, Board, MallocGame, Move, new_board
+from .mallocmoves import legal_moves, play
 from .result import Result, Status
 
 EXPLORATION = 1.25

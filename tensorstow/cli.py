@@ -27,7 +27,7 @@ app = typer.Typer(
 machine_app = typer.Typer(help="Machine profiles: list, show, calibrate.", no_args_is_help=True)
 app.add_typer(machine_app, name="machine")
 
-Model = Annotated[
+ModelName = Annotated[
     str,
     typer.Argument(
         help="An ONNX file; hf:DIR, a Hugging Face directory; file.py:callable or pkg.module:callable, which returns "
@@ -135,19 +135,29 @@ def _request(
     profile: bool,
     time_limit: float,
     seed: int,
+    new: int | None = None,
 ) -> Any:
     from .hosts import get_machine
-    from .models import find_model
     from .workflow import Request
 
     sizes = {name: parse_size(size) for name, size in _pairs(tiers, "tier").items()}
     found = get_machine(machine, progress=report.progress).with_capacity(sizes)
-    return Request(find_model(model, _dims(dims)), found, mode, profile, time_limit, seed)
+    return Request(_model(model, _dims(dims), new), found, mode, profile, time_limit, seed)
+
+
+def _model(model: str, dims: dict[str, int], new: int | None) -> Any:
+    if new is None:
+        from .models import find_model
+
+        return find_model(model, dims)
+    from .generation import generating
+
+    return generating(model, dims, new)
 
 
 @app.command()
 def plan(
-    model: Model,
+    model: ModelName,
     machine: MachineName = "host",
     tier: Tiers = None,
     dim: Dims = None,
@@ -157,6 +167,9 @@ def plan(
     time_limit: TimeLimit = 20.0,
     seed: Seed = 0,
     process_limit: ProcessLimit = None,
+    new: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens to generate after a prompt of --dim length tokens (hf:DIR).")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -164,7 +177,7 @@ def plan(
     from .workflow import limit_process, make_plan
 
     _check_output(output)
-    request = _request(model, machine, tier, dim, mode, profile, time_limit, seed)
+    request = _request(model, machine, tier, dim, mode, profile, time_limit, seed, new)
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
     else:
@@ -174,10 +187,16 @@ def plan(
 
         write_plan(planned.file, output)
     report.done()
+    generation = None if new is None else request.model.predict(planned.file)
     if as_json:
-        report.print_json({**report.plan_facts(planned), "plan": None if output is None else str(output)})
+        facts = {**report.plan_facts(planned), "plan": None if output is None else str(output)}
+        if generation is not None:
+            from .generation import generation_facts
+
+            facts["generation"] = generation_facts(generation)
+        report.print_json(facts)
     else:
-        report.print_plan(planned, output)
+        report.print_plan(planned, output, generation)
 
 
 @app.command()
@@ -226,7 +245,7 @@ def run(
 
 @app.command()
 def compare(
-    model: Model,
+    model: ModelName,
     machine: MachineName = "host",
     tier: Tiers = None,
     dim: Dims = None,

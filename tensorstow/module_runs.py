@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -122,8 +122,11 @@ def _open_store(file: PlanFile, program: ModuleProgram, made: ModuleModel, progr
     return WeightStore.open_or_build(program, identity=identity, folder=folder, progress=_repacking(progress))
 
 
-def _repacking(progress: Progress) -> Any:
-    return lambda done, total: progress("repacking weights", done / max(total, 1))
+def _repacking(progress: Progress) -> Callable[[int, int], None]:
+    def tell(done: int, total: int) -> None:
+        progress("repacking weights", done / max(total, 1))
+
+    return tell
 
 
 class ModuleRunner:

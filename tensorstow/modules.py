@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -59,22 +58,27 @@ class ModuleModel:
         """The parts of a pass, with times measured on this box where it is for this box."""
         if mode != "inference":
             raise InputError(f"mode '{mode}' is not available for a PyTorch module; give inference")
-        lowered = self._parts(self._timed(machine, progress), machine)
+        lowered = self.parts(machine, progress)
         program = replace(lowered.program, entry=self.entry)
         return Lowered(lowered.graph, module=program)
 
-    def _parts(self, lowered: OpLowered, machine: Machine) -> ModuleLowered:
+    def parts(
+        self, machine: Machine, progress: Progress = silent, *, looked_up: frozenset[str] | None = None
+    ) -> ModuleLowered:
+        """The parts of a pass, bound to the files. `looked_up` are the tables to leave in the store; by default those
+        for which that pays."""
         from .planner.pytorch import ModuleLowered, choose_lookups, parts, store_link
         from .planner.pytorch.binding import bind, choose_reading
 
-        looked_up = choose_lookups(lowered, machine)
-        found = parts(lowered, machine.units[0], looked_up=looked_up, link=store_link(machine))
+        lowered = self.timed(machine, progress)
+        tables = choose_lookups(lowered, machine) if looked_up is None else looked_up
+        found = parts(lowered, machine.units[0], looked_up=tables, link=store_link(machine))
         if self.matched is None:
             return found
         reading = choose_reading(found.program, self.matched)
         return ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
 
-    def _timed(self, machine: Machine, progress: Progress) -> OpLowered:
+    def timed(self, machine: Machine, progress: Progress) -> OpLowered:
         """With measured times of operators, if the machine is this box."""
         lowered = self.operators(progress)
         if not runs_here(machine):
@@ -105,23 +109,24 @@ class ModuleModel:
 
 def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, progress: Progress) -> OpLowered:
     """`lowered` with the times that its operators, and the module's own Python, take on this box."""
-    from .planner.pytorch.measured import requests, signatures, with_measured
+    from .planner.pytorch.measured import requests, with_measured
     from .runtime.torch_rates import measure
     from .runtime.torch_rates_python import UnrecordableError, python_ns
 
     unit = machine.units[0]
-    known = signatures(lowered.traced, lowered.traced_weights)
-    wanted = requests(lowered.graph, unit, known)
     threads = unit.threads or torch_threads()
     progress("measuring operators", 0.0)
     found = measure(
-        wanted, threads=threads, budget_s=MEASURED_S, progress=lambda share: progress("measuring operators", share)
+        requests(lowered, unit),
+        threads=threads,
+        budget_s=MEASURED_S,
+        progress=lambda share: progress("measuring operators", share),
     )
     try:
         python = python_ns(model.module, model.args, model.kwargs)
     except UnrecordableError:
         python = 0
-    return replace(lowered, graph=with_measured(lowered.graph, unit, known, found.times, python_ns=python))
+    return with_measured(lowered, unit, found.times, python_ns=python)
 
 
 def torch_threads() -> int:
@@ -143,23 +148,27 @@ def module_in_memory(module: object, dims: Mapping[str, int], example_inputs: ob
         raise InputError("a module is planned for inputs of certain shapes: give example_inputs, a tuple or a dict")
     if dims:
         raise InputError("a module in memory has no symbolic dimensions; its example inputs say the shapes")
-    from .planner.pytorch.entry import split_inputs
+    from .planner.pytorch.entry import as_call
 
-    args, kwargs = split_inputs(example_inputs)
+    args, kwargs = as_call(example_inputs, "example_inputs")
     return ModuleModel(type(module).__name__, cast("nn.Module", module), args, kwargs)
 
 
 def module_from_entry(text: str, dims: Mapping[str, int]) -> ModuleModel:
     """The module that 'hf:DIR', 'file.py:callable' or 'pkg.module:callable' names."""
-    if text.startswith(HF):
-        return _from_directory(Path(text[len(HF) :]), dims)
-    from .planner.pytorch.entry import load_entry
+    from .planner.pytorch.entry import Directory, make, parse_entry
 
+    found = parse_entry(text)
+    if isinstance(found, Directory):
+        return _from_directory(found.path, dims)
     if dims:
         raise InputError(f"'{text}' makes its own example inputs; --dim {next(iter(dims))} has nothing to set")
-    made = load_entry(text)
-    path = Path(inspect.getsourcefile(made.function) or "").resolve()
-    return ModuleModel(made.name, made.module, made.args, made.kwargs, entry=made.entry, origin=(source_file(path),))
+    made = make(found)
+    if found.file is None:
+        return ModuleModel(found.name, made.module, made.args, made.kwargs, entry=text)
+    path = found.file.resolve()
+    entry = f"{path}:{found.name}"
+    return ModuleModel(found.name, made.module, made.args, made.kwargs, entry=entry, origin=(source_file(path),))
 
 
 def _from_directory(path: Path, dims: Mapping[str, int]) -> ModuleModel:
@@ -174,6 +183,14 @@ def _from_directory(path: Path, dims: Mapping[str, int]) -> ModuleModel:
     resolved = path.resolve()
     origin = (source_file(resolved / "config.json"), *(directory.files.files if directory.files else ()))
     return ModuleModel(resolved.name, module, (), kwargs, f"{HF}{resolved}", dict(dims), matched=matched, origin=origin)
+
+
+def with_sizes(model: ModuleModel, dims: Mapping[str, int]) -> ModuleModel:
+    """The model of a directory with example inputs of other sizes."""
+    from .planner.pytorch.hf_inputs import example_inputs
+
+    kwargs = _randomised(example_inputs(model.module, **_sizes(dims)), model.module)
+    return replace(model, kwargs=kwargs, dims=dict(dims), _known={})
 
 
 def _sizes(dims: Mapping[str, int]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from .ir.sizes import format_size
 if TYPE_CHECKING:
     from .execute import RunReport
     from .pack import Outcome
+    from .planner.pytorch.generation import Generation
     from .workflow import Planned
 
 WIDTH = 200
@@ -100,7 +101,7 @@ def plan_facts(planned: Planned) -> dict[str, Any]:
     }
 
 
-def print_plan(planned: Planned, output: Path | None) -> None:
+def print_plan(planned: Planned, output: Path | None, generation: Generation | None = None) -> None:
     """The summary of a plan, what was planned first, then what is promised and what is proven."""
     file = planned.file
     plan, graph = file.plan, file.graph
@@ -127,9 +128,22 @@ def print_plan(planned: Planned, output: Path | None) -> None:
         "optimal: equal to the bound" if certificate.status == "optimal" else f"{percent(certificate.gap)} above it"
     )
     rows.append(("this plan", verdict))
+    if generation is not None:
+        rows += _generation_rows(generation)
     if output is not None:
         rows.append(("written to", str(output)))
     _print_rows(rows)
+
+
+def _generation_rows(found: Generation) -> list[tuple[str, str]]:
+    work = found.workload
+    bound = found.decode_bound_tokens_per_s
+    limit = f"; no plan exceeds {figure(bound)}" if bound else ""
+    return [
+        ("generation", f"{work.new} tokens after {work.prompt}, {work.batch} at once: {figure(found.tokens_per_s)}/s"),
+        ("prompt", f"{seconds(found.prefill_s)}; keys and values take {format_size(found.cache_nbytes)} in the end"),
+        ("a token", f"{seconds(found.token_s)}: {figure(found.decode_tokens_per_s)} tokens/s{limit}"),
+    ]
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

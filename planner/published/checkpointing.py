@@ -18,7 +18,7 @@ cannot hold them and the largest segment, they have no plan.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,16 +49,7 @@ class CheckpointSqrt:
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan of the segmentation that computes least of those that fit; also none at all, if that fits."""
         flow = recomputable(instance, self.name)
-        awaited = sum(flow.awaited(s) for s in flow.maker)
-        counts = [self.segments] if self.segments else range(1, max(2, awaited) + 1)
-
-        def candidates() -> Iterable[Chosen]:
-            if not self.segments:
-                yield frozenset()
-            for count in counts:
-                yield frozenset().union(*checkpoints(flow, count))
-
-        return least_computing(instance, flow, effort, self.name, candidates())
+        return least_computing(instance, flow, effort, self.name, segmentations(flow, self.segments))
 
 
 @register
@@ -71,14 +62,24 @@ class CheckpointMinCut:
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan of the cut with the shortest list of intensive operators that fits."""
         flow = recomputable(instance, self.name)
-        allowed, banned = free_and_banned(flow)
+        return least_computing(instance, flow, effort, self.name, minimum_cuts(flow))
 
-        def candidates() -> Iterable[Chosen]:
-            yield frozenset()
-            for k in ladder(len(banned)):
-                yield price_cut(flow, SATURATED, only=allowed | set(banned[:k]))
 
-        return least_computing(instance, flow, effort, self.name, candidates())
+def segmentations(flow: Flow, count: int = 0) -> Iterator[Chosen]:
+    """What checkpoints around `count` segments give up; 0: nothing, and what those around any number do."""
+    awaited = sum(flow.awaited(s) for s in flow.maker)
+    if not count:
+        yield frozenset()
+    for number in [count] if count else range(1, max(2, awaited) + 1):
+        yield frozenset().union(*checkpoints(flow, number))
+
+
+def minimum_cuts(flow: Flow) -> Iterator[Chosen]:
+    """Nothing, and what the least bytes to save leave to be made again, the ban lifted step by step."""
+    allowed, banned = free_and_banned(flow)
+    yield frozenset()
+    for k in ladder(len(banned)):
+        yield price_cut(flow, SATURATED, only=allowed | set(banned[:k]))
 
 
 def free_and_banned(flow: Flow) -> tuple[frozenset[str], list[str]]:

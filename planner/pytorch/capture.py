@@ -8,6 +8,7 @@ long again. Which values share memory is read off the storages of the traced val
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,19 +75,28 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what tracing changes in the module, which is put back
         with stand_in(module, held, mode, device):
-            try:
-                program = export(wrapped, values, strict=False)
-            except Exception as error:
-                raise _not_exportable(error, name) from error
+            program = _exported(wrapped, values, name)
     return _captured(program, held, inputs, ended, name)
+
+
+def _exported(wrapped: nn.Module, values: tuple[torch.Tensor, ...], name: str) -> ExportedProgram:
+    """The traced program. What goes wrong in user code comes as any kind of exception, and is told in our words."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints a traceback of its own
+    silent, logger.disabled = logger.disabled, True
+    try:
+        return export(wrapped, values, strict=False)
+    except Exception as error:
+        raise _not_exportable(error, name) from error
+    finally:
+        logger.disabled = silent
 
 
 def _not_exportable(error: Exception, name: str) -> InputError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return InputError(
-        f"module '{name}' cannot be traced with these example inputs; torch.export says: {said}. Give inputs with which "
-        "module(*args, **kwargs) runs, and keep Python that depends on the values of tensors out of its forward"
+        f"module '{name}' cannot be traced with these example inputs; torch.export says: {said.rstrip('.')}. Give "
+        "inputs with which module(*args, **kwargs) runs; keep Python that depends on tensors' values out of its forward"
     )
 
 
@@ -107,8 +117,8 @@ def _captured(
             weights[placeholder] = by_name[target]
         else:
             constants[placeholder] = target or placeholder
-    outputs = [n for n in program.graph.find_nodes(op="output")]
-    if not any(isinstance(a, fx.Node) for a in _flat(outputs[0].args)):
+    (output,) = program.graph.find_nodes(op="output")
+    if not any(isinstance(a, fx.Node) for a in _flat(output.args)):
         raise InputError(f"module '{name}' returns no tensor for these example inputs; there is nothing to plan")
     return Captured(program, weights, constants, given, ended)
 
@@ -168,7 +178,10 @@ def tensors_in(
     value: object, path: str, seen: dict[int, object], released: bool = False
 ) -> Iterator[tuple[str, torch.Tensor, bool]]:
     """Every tensor in a nest of containers and objects, once, with where it is and whether an object holds it."""
-    if isinstance(value, (str, bytes, int, float, complex, type, nn.Module, torch.dtype, torch.device)) or value is None:
+    if (
+        isinstance(value, (str, bytes, int, float, complex, type, nn.Module, torch.dtype, torch.device))
+        or value is None
+    ):
         return
     if id(value) in seen:
         return

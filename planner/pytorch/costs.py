@@ -16,6 +16,7 @@ from torch import fx
 
 from ..costs import OperatorCost
 from .costs_products import attention, bilinear, convolution, einsum, encoder, grouped, product, recurrent
+from .traced import schema_of
 from .views import covered, dtype_name, is_row_major, known_shape
 
 
@@ -89,8 +90,8 @@ def call_of(node: fx.Node) -> Call:
     arguments: dict[str, Any] = dict(kwargs)
     name = getattr(target, "__name__", str(target))
     in_place = False
-    if isinstance(target, torch._ops.OpOverload):
-        schema = target._schema
+    schema = schema_of(node)
+    if schema is not None:
         arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         arguments |= dict(zip((a.name for a in schema.arguments), args, strict=False)) | dict(kwargs)
         name = schema.name.partition("::")[2]
@@ -102,7 +103,8 @@ def call_of(node: fx.Node) -> Call:
 
 def elements(value: torch.Tensor) -> int:
     """Number of elements, 0 where it depends on data."""
-    return prod(known_shape(value) or (0,))
+    shape = known_shape(value)
+    return 0 if shape is None else prod(shape)
 
 
 def tensor_nbytes(value: torch.Tensor) -> int:
@@ -156,6 +158,11 @@ def _power(call: Call) -> Work:
 
 def _reduction(call: Call) -> Work:
     return Work("reduce", elements(call.inputs[0]) if call.inputs else 0)
+
+
+def _root_mean_square(call: Call) -> Work:
+    """On the CPU several operators, with one value of the input's size between them."""
+    return Work("normalise", 8 * call.out_elements, None, call.out_nbytes)
 
 
 def _softmax(call: Call) -> Work:
@@ -212,7 +219,7 @@ def _names(text: str, rule: Callable[[Call], Work]) -> dict[str, Callable[[Call]
 _RULES: dict[str, Callable[[Call], Work]] = {
     **_names("linear addmm mm bmm baddbmm addbmm matmul mv addmv dot vdot inner outer ger addr", _of(product)),
     **_names("_scaled_mm _int_mm chain_matmul linalg_vecdot", _of(product)),
-    **_names("_grouped_mm _scaled_grouped_mm", _of(grouped)),
+    **_names("_grouped_mm _scaled_grouped_mm grouped_mm_fallback", _of(grouped)),
     **_names("bilinear _trilinear", _of(bilinear)),
     "einsum": _of(einsum),
     **_names("conv1d conv2d conv3d convolution _convolution mkldnn_convolution", _of(convolution)),
@@ -222,7 +229,8 @@ _RULES: dict[str, Callable[[Call], Work]] = {
     **_names("_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention", _of(attention)),
     **_names("_transformer_encoder_layer_fwd _native_multi_head_attention", _of(encoder)),
     **_names("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", _of(recurrent)),
-    **_names("layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm", _simple("normalise", 8)),
+    **_names("rms_norm _fused_rms_norm", _root_mean_square),
+    **_names("layer_norm native_layer_norm group_norm", _simple("normalise", 8)),
     **_names("native_group_norm instance_norm cosine_similarity", _simple("normalise", 8)),
     **_names("batch_norm native_batch_norm _native_batch_norm_legit", _simple("normalise", 4)),
     **_names("_native_batch_norm_legit_no_training", _simple("normalise", 4)),
@@ -234,14 +242,22 @@ _RULES: dict[str, Callable[[Call], Work]] = {
     **_names("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", _reduction),
     **_names("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d", _pool),
     **_names("max_pool2d_with_indices max_pool3d_with_indices", _pool),
-    **_names("add sub mul div rsub neg abs sqrt rsqrt reciprocal floor ceil round trunc sign square", _simple("elementwise")),
-    **_names("relu relu6 leaky_relu prelu threshold hardtanh hardswish hardsigmoid clamp clamp_min", _simple("elementwise")),
+    **_names(
+        "add sub mul div rsub neg abs sqrt rsqrt reciprocal floor ceil round trunc sign square", _simple("elementwise")
+    ),
+    **_names(
+        "relu relu6 leaky_relu prelu threshold hardtanh hardswish hardsigmoid clamp clamp_min", _simple("elementwise")
+    ),
     **_names("clamp_max minimum maximum eq ne lt le gt ge logical_and logical_or", _simple("elementwise")),
-    **_names("logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor isnan isinf", _simple("elementwise")),
+    **_names(
+        "logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor isnan isinf", _simple("elementwise")
+    ),
     **_names("where masked_fill triu tril dropout native_dropout lerp floor_divide", _simple("elementwise")),
     **_names("remainder fmod isfinite nan_to_num bitwise_left_shift bitwise_right_shift", _simple("elementwise")),
     **_names("addcmul addcdiv", _simple("elementwise", 3)),
-    **_names("exp exp2 expm1 log log2 log10 log1p erf erfc erfinv tanh sigmoid silu gelu", _simple("transcendental", 10)),
+    **_names(
+        "exp exp2 expm1 log log2 log10 log1p erf erfc erfinv tanh sigmoid silu gelu", _simple("transcendental", 10)
+    ),
     **_names("mish softplus elu selu celu log_sigmoid logit glu sin cos tan asin", _simple("transcendental", 10)),
     **_names("acos atan atan2 sinh cosh polar view_as_complex_copy", _simple("transcendental", 10)),
     "pow": _power,

@@ -51,12 +51,9 @@ def product(call: Call) -> Result:
 def _operands(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "addbmm": ("batch1", "batch2")}
     names |= {"addmv": ("mat", "vec"), "addr": ("vec1", "vec2")}
-    if call.name in names:
-        given = [call.tensor(n) for n in names[call.name]]
-    else:
-        given = [*call.inputs[:2], None, None][:2]
+    given = [call.tensor(n) for n in names[call.name]] if call.name in names else [*call.inputs[:2], None, None][:2]
     first, second = (tuple(v.shape) if v is not None else () for v in given)
-    if any(not isinstance(n, int) for n in (*first, *second)):
+    if any(isinstance(n, torch.SymInt) for n in (*first, *second)):
         return (), ()
     return first, second
 
@@ -142,15 +139,18 @@ def attention(call: Call) -> Result:
 def _attention_workspace(call: Call, scores: int) -> int:
     query, key, value = call.inputs[:3]
     length, size = query.shape[-2:]
+    mask = call.tensor("attn_mask")  # one of booleans is made one of numbers
+    masked = mask.numel() * query.element_size() if mask is not None and mask.dtype is torch.bool else 0
     blocked = query.dim() == 4 and key.shape[-1] == value.shape[-1] and not call.arguments.get("dropout_p")
-    if not blocked:  # scores and their softmax, and the scaled query
-        return 2 * scores * query.element_size() + query.numel() * query.element_size()
+    if not blocked:  # scores and their softmax, scaled query and key; the result comes when these have gone
+        most = 2 * scores + query.numel() + key.numel()
+        return masked + max(0, most * query.element_size() - call.out_nbytes)
     rows = min(length, next(block for least, block in _QUERY_BLOCKS if length >= least))
     columns = min(_KEY_BLOCK, key.shape[-2])
     per_thread = _FLOAT_NBYTES * (rows * columns + 2 * rows + rows * size)
     if query.element_size() < _FLOAT_NBYTES:
         per_thread += query.element_size() * rows * columns
-    return torch.get_num_threads() * per_thread
+    return masked + torch.get_num_threads() * per_thread
 
 
 def encoder(call: Call) -> Result:
@@ -165,13 +165,18 @@ def encoder(call: Call) -> Result:
 
 
 def convolution(call: Call) -> Result:
-    """Weight [filters, channels / groups, ...]; transposed, [channels, filters / groups, ...]."""
+    """Weight [filters, channels / groups, ...]; transposed, [channels, filters / groups, ...].
+
+    oneDNN takes the image as it lies, and weight and result in blocks, so that both exist twice for a while (measured:
+    float32, 1 and 2 dimensions, whatever the kernel's size, within 3%).
+    """
     source, weight = call.inputs[0], call.inputs[1]
     transposed = call.name.startswith("conv_transpose") or bool(call.arguments.get("transposed"))
     flops = 2 * (source.numel() if transposed else call.out_elements) * prod(weight.shape[1:])
     groups: Any = call.arguments.get("groups", 1)
     depthwise = groups > 1 and weight.shape[1] == 1
-    return "conv_nchw_depthwise" if depthwise else "conv_nchw", flops, None, 0
+    workspace = call.out_nbytes + weight.numel() * weight.element_size()
+    return "conv_nchw_depthwise" if depthwise else "conv_nchw", flops, None, workspace
 
 
 def recurrent(call: Call) -> Result:

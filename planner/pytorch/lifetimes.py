@@ -19,7 +19,7 @@ def storage_key(value: torch.Tensor) -> int | None:
     """What tells apart the storages of tensors that exist at the same time; None for a layout without one."""
     if value.layout is not torch.strided:
         return None
-    return int(value.untyped_storage()._cdata)
+    return int(value.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage]
 
 
 class Lifetimes(TorchFunctionMode):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import getitem
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -16,71 +15,10 @@ from ...ir.graph import Graph, Operator, Storage, StorageKind, Tensor
 from .capture import INDEX, Captured, capture
 from .costs import torch_cost
 from .lifetimes import storage_key
+from .lowered import ModuleCall, OpLowered, Weight
 from .stand_in import Held
+from .traced import FREE, Value, leaves, module_call, mutated, region, schema_of, value_of
 from .views import OPAQUE, covered, dtype_name, is_dense, is_row_major, known_shape
-
-Value: TypeAlias = "str | None | tuple[Value, ...]"
-"""What a traced value is in the graph: a tensor's id, several of them, or none for what is no tensor."""
-
-_CALL = re.compile(r"@(\d+)$")
-_FREE = frozenset({"aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::_assert_async"})
-_RENAMING = frozenset({"aten::detach_", "aten::requires_grad_"})
-_RUNNING_STATISTICS = {"aten::batch_norm": 5, "aten::native_batch_norm": 5, "aten::instance_norm": 5}
-"""Operators that update arguments 3 and 4 where the argument at this position is true; their schemas do not say so."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
-    """The innermost call around an operator: qualified name of the module ('' for the whole), and how many calls of
-    that module came before it in the pass."""
-
-    module: str
-    ordinal: int
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A parameter or buffer as a storage of the graph; `names` are its qualified names, several where it is tied.
-
-    `strides`, in elements, are None for a dense row-major tensor. `dense` says that its elements fill its bytes, in
-    whatever order. `written` says that an operator of the pass changes it.
-    """
-
-    names: tuple[str, ...]
-    storage: str
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None
-    nbytes: int
-    is_buffer: bool
-    dense: bool
-    written: bool
-
-
-@dataclass(frozen=True)
-class OpLowered:
-    """The operators of a pass, each with the module call that it is in (`calls`).
-
-    Storages are parameters (kind weight), buffers and other tensors of the module (constant), inputs, activations and
-    outputs; a parameter is one storage under all of its names. A view is a tensor of its base's storage that covers
-    the smallest range with all its elements, and no operator; an operator that writes in place makes a new tensor over
-    the same bytes, which later readers of these bytes have as an input too. What has a shape that depends on data is
-    outside ('opaque'). `weights` has every parameter and buffer, by storage; the graph has those that some operator
-    touches. `last` is, by storage, the last operator (by index) during which Python still holds it: for what a pass
-    makes, and for inputs that the module may drop. `embeddings` are the names of the modules that are an
-    `nn.Embedding`.
-
-    `traced` is what torch.export recorded, `traced_weights` the names of its placeholders for parameters and buffers.
-    An operator has the name of its node; those inside a region under other settings (autocast) have a name with a dot.
-    """
-
-    graph: Graph
-    calls: dict[str, ModuleCall]
-    weights: dict[str, Weight]
-    last: dict[str, int]
-    embeddings: frozenset[str]
-    traced: fx.Graph
-    traced_weights: frozenset[str]
 
 
 def lower_module(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, name: str) -> OpLowered:
@@ -117,7 +55,7 @@ class _Lowering:
         for node in graph.graph.find_nodes(op="placeholder"):
             values[node] = self._placeholder(node)
         inputs = tuple(t for n, t in values.items() if n.name in self.captured.inputs and isinstance(t, str))
-        result = tuple(v for v in _leaves(self._walk(graph, values, "")) if v is not None)
+        result = tuple(v for v in leaves(self._walk(graph, values, "")) if v is not None)
         made = {self.tensors[t].storage for t in result}
         used = {self.tensors[t].storage for op in self.operators.values() for t in (*op.inputs, *op.outputs)}
         used |= made | {self.tensors[t].storage for t in inputs}
@@ -141,7 +79,7 @@ class _Lowering:
             if node.op == "call_function":
                 values[node] = self._call(graph, node, values, prefix)
             elif node.op == "output":
-                return _value_of(node.args[0], values)
+                return value_of(node.args[0], values)
         return None
 
     def _placeholder(self, node: fx.Node) -> Value:
@@ -162,7 +100,7 @@ class _Lowering:
     def _tensor(self, name: str, value: torch.Tensor, kind: StorageKind = StorageKind.ACTIVATION) -> str:
         """A tensor named `name` for a traced value, in the storage that it is in."""
         shape, key = known_shape(value), storage_key(value)
-        if shape is None or key is None or not isinstance(value.untyped_storage().nbytes(), int):
+        if shape is None or key is None or isinstance(value.untyped_storage().nbytes(), torch.SymInt):
             self.tensors[name] = Tensor(name, OPAQUE, None, None, 0)
             return name
         offset, nbytes = covered(value)
@@ -180,20 +118,21 @@ class _Lowering:
         if target is getitem:
             whole, index = values.get(cast("fx.Node", node.args[0])), node.args[1]
             return whole[index] if isinstance(whole, tuple) and isinstance(index, int) else None
-        inner = _body(graph, node)
+        inner = region(graph, node)
         if inner is not None:
             body, given = inner
             places = body.graph.find_nodes(op="placeholder")
-            known = {p: _value_of(g, values) for p, g in zip(places, given, strict=True)}
+            known = {p: value_of(g, values) for p, g in zip(places, given, strict=True)}
             return self._walk(body, known, f"{prefix}{node.name}.")
-        if isinstance(target, torch._ops.OpOverload) and target._schema.name in _FREE:
+        schema = schema_of(node)
+        if schema is not None and schema.name in FREE:
             return None
         return self._operator(node, values, prefix + node.name)
 
     def _operator(self, node: fx.Node, values: dict[fx.Node, Value], name: str) -> Value:
         """The results of a call, and the operator for it unless it only renames bytes."""
-        read = [v for v in _leaves(_value_of((node.args, node.kwargs), values)) if v is not None]
-        written = [v for v in _leaves(_value_of(_mutated(node), values)) if v is not None]
+        read = [v for v in leaves(value_of((node.args, node.kwargs), values)) if v is not None]
+        written = [v for v in leaves(value_of(mutated(node), values)) if v is not None]
         known = len(self.born)
         made: list[str] = []
         result = self._results(name, node.meta.get("val"), made)
@@ -219,7 +158,7 @@ class _Lowering:
         )
         for version in versions:
             self._note_write(version)
-        self.calls[op_id] = _module_call(node)
+        self.calls[op_id] = module_call(node)
         self.indices.append(node.meta.get(INDEX, self.indices[-1] if self.indices else 0))
         for tensor in (*inputs, *outputs):
             storage = self.tensors[tensor].storage
@@ -243,7 +182,11 @@ class _Lowering:
         old = self.tensors[tensor]
         for name in made:
             new = self.tensors[name]
-            if old.storage is not None and (new.storage, new.offset, new.nbytes) == (old.storage, old.offset, old.nbytes):
+            if old.storage is not None and (new.storage, new.offset, new.nbytes) == (
+                old.storage,
+                old.offset,
+                old.nbytes,
+            ):
                 return name
         version = _unique(f"{op_id}:{tensor}", self.tensors)
         self.tensors[version] = replace(old, id=version)
@@ -297,61 +240,6 @@ class _Lowering:
                 last = len(self.operators) - 1
             found[storage] = last
         return found
-
-
-def _body(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, list[object]] | None:
-    """For a region under other settings (autocast, gradients): its graph and what its placeholders stand for."""
-    if not isinstance(node.target, torch._ops.HigherOrderOperator):
-        return None
-    for i, arg in enumerate(node.args):
-        if isinstance(arg, fx.Node) and arg.op == "get_attr":
-            body = getattr(graph, cast("str", arg.target), None)
-            rest: list[object] = list(node.args[i + 1 :])
-            if isinstance(body, fx.GraphModule) and len(body.graph.find_nodes(op="placeholder")) == len(rest):
-                return body, rest
-    return None
-
-
-def _mutated(node: fx.Node) -> tuple[object, ...]:
-    """The arguments whose data a call changes."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.name in _RENAMING:
-        return ()
-    if torch.Tag.inplace_view in target.tags:
-        return ()
-    by_name = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    found = [by_name.get(a.name) for a in target._schema.arguments if a.alias_info and a.alias_info.is_write]
-    switch = _RUNNING_STATISTICS.get(target._schema.name)
-    if switch is not None and len(node.args) > switch and node.args[switch]:
-        found += node.args[3:5]
-    return tuple(found)
-
-
-def _module_call(node: fx.Node) -> ModuleCall:
-    stack: dict[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return ModuleCall("", 0)
-    key, (path, _) = list(stack.items())[-1]
-    repeated = _CALL.search(key)
-    return ModuleCall(path.partition(".")[2] if "." in path else "", int(repeated[1]) if repeated else 0)
-
-
-def _value_of(arg: object, values: dict[fx.Node, Value]) -> Value:
-    if isinstance(arg, fx.Node):
-        return values.get(arg)
-    if isinstance(arg, (tuple, list)):
-        return tuple(_value_of(a, values) for a in cast("tuple[object, ...]", arg))
-    if isinstance(arg, Mapping):
-        return tuple(_value_of(a, values) for a in cast("Mapping[str, object]", arg).values())
-    return None
-
-
-def _leaves(value: Value) -> Iterator[str | None]:
-    if isinstance(value, tuple):
-        for inner in value:
-            yield from _leaves(inner)
-    else:
-        yield value
 
 
 def _within(old: Tensor, new: Tensor) -> bool:

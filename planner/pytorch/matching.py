@@ -126,8 +126,8 @@ def _chunks(tensor: FileTensor) -> Iterable[bytes]:
 
 def _by_module_name(module: Any, files: WeightFiles, wanted: dict[str, Any]) -> tuple[dict[str, FileTensor], list[str]]:
     """The file's tensors by the module's names, and the names of those that it has no place for."""
-    transformers = sys.modules.get("transformers")
-    if transformers is not None and isinstance(module, transformers.PreTrainedModel):
+    modeling = sys.modules.get("transformers.modeling_utils")  # there, if anybody has made one of its modules
+    if modeling is not None and isinstance(module, modeling.PreTrainedModel):
         return _as_transformers(module, files, wanted)
     return {n: t for n, t in files.tensor.items() if n in wanted}, [n for n in files.tensor if n not in wanted]
 

@@ -17,9 +17,8 @@ from ...ir.signature import Argument, Request, Signature, TensorForm, TorchName,
 from ..costs import duration_ns
 from .lower import OpLowered
 
-
-_ONLY_TRACED = "aten._assert"
-"""Operators that torch.export adds, and no eager pass makes."""
+_ONLY_TRACED = ("aten._assert", "aten.detach_.")
+"""Beginnings of operators that torch.export adds, and no eager pass makes."""
 
 
 def signatures(lowered: OpLowered) -> dict[str, Signature]:
@@ -55,9 +54,10 @@ def _request(signature: Signature, op: Operator | None, calls: int, unit: Unit) 
 
 
 def with_measured(lowered: OpLowered, unit: Unit, times: Mapping[Signature, int], *, python_ns: int = 0) -> OpLowered:
-    """`lowered` with `measured_ns` in every operator: its own time where there is one; else its formula's, multiplied by
-    what formulas of its cost class were wrong by (the median of measured over formula time; that of all classes where
-    none of its own was measured).
+    """`lowered` with `measured_ns` in every operator: its own time where there is one, else its formula's, corrected.
+
+    It is multiplied by what the formulas of its cost class were wrong by: the median of measured over formula time, or
+    that of all classes where none of its own was measured.
 
     `python_ns` is what a pass spends in the module's own Python. With the times of the views, which are no operators,
     it is spread evenly over the operators, the remainder of the division going to the first ones.

@@ -11,7 +11,7 @@ from ...ir.graph import Graph, Operator, Storage, StorageKind, Tensor
 from ...ir.machine import Link, Unit
 from ...ir.program import BlobSource, Lookup, ModuleProgram, Parameter
 from ..costs import duration_ns
-from .lower import OpLowered, Weight
+from .lowered import OpLowered, Weight
 from .placed import placed_weights
 from .tables import LOOKUP, rows_picked, tables
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lower import OpLowered, Weight
+from .lowered import OpLowered, Weight
 
 SMALL_NBYTES = 64 << 10
 """Parameters of up to this size may stay ordinary tensors: a read of its own costs more than the bytes do."""

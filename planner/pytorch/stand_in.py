@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -83,13 +83,16 @@ def fake_inputs(values: list[torch.Tensor], mode: FakeTensorMode, device: torch.
 
 
 @contextmanager
-def stand_in(module: nn.Module, held: tuple[Held, ...], mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
+def stand_in(module: nn.Module, held: tuple[Held, ...], mode: FakeTensorMode, device: torch.device) -> Generator[None]:
     """`module` with tensors without data for its own, wherever its submodules hold them: registered, as attributes,
     or in lists and dicts that are attributes. Everything is as it was when the context ends, also by an exception."""
     by_name = {name: one for one in held for name in one.names}
     fakes = {one.names[0]: fake(one.value, mode, device) for one in held}
     made: dict[int, torch.Tensor] = {}
-    for name, value in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+    for name, value in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
         made[id(value)] = fakes[by_name[name].names[0]]
     saved = [(vars(m), dict(vars(m)), _contents(vars(m))) for m in module.modules()]
     try:

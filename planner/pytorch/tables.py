@@ -7,7 +7,7 @@ from math import prod
 from ...ir.errors import InputError
 from ...ir.graph import Operator
 from ...ir.machine import Link, Machine
-from .lower import OpLowered, Weight
+from .lowered import OpLowered, Weight
 from .placed import placed_weights
 
 LOOKUP = "Lookup"

@@ -16,7 +16,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def known_shape(value: torch.Tensor) -> tuple[int, ...] | None:
     """The shape, None where it depends on data, or where the layout has no storage (sparse tensors)."""
-    if value.layout is not torch.strided or not all(isinstance(n, int) for n in (*value.shape, *value.stride())):
+    sizes = (*value.shape, *value.stride())
+    if value.layout is not torch.strided or any(isinstance(n, torch.SymInt) for n in sizes):
         return None
     return tuple(value.shape)
 
@@ -26,10 +27,11 @@ def covered(value: torch.Tensor) -> tuple[int, int]:
 
     Elements of others may lie inside that range too: those between the rows of a slice, say.
     """
+    start = int(value.storage_offset()) * value.element_size()
     if value.numel() == 0:
-        return value.storage_offset() * value.element_size(), 0
+        return start, 0
     last = sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
-    return value.storage_offset() * value.element_size(), (last + 1) * value.element_size()
+    return start, (last + 1) * value.element_size()
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

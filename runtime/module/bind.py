@@ -171,7 +171,8 @@ def _source(
                 f"operator '{found.op}' looks up {found.rows.rows} rows of {found.rows.row_nbytes} bytes, '{name}' "
                 f"has the shape {list(tensor.shape)} and {tensor.nbytes} bytes; plan again"
             )
-    return Source(name, tensor, storage, dtype, strides, steps.get(tensor.id, ()), found)
+    grad = places[0].value.requires_grad
+    return Source(name, tensor, storage, dtype, strides, steps.get(tensor.id, ()), found, requires_grad=grad)
 
 
 def _check_bytes(name: str, tensor: Tensor, held: int) -> None:

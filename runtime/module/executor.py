@@ -77,7 +77,6 @@ class ModuleExecutor:
             raise
         install(self._weights, module, placed, frozenset(program.calls.values()))
         module.__dict__[_MARK] = self
-        self._totals = (0, 0)
 
     def __enter__(self) -> ModuleExecutor:
         return self
@@ -100,7 +99,7 @@ class ModuleExecutor:
             self._memory.check_open()
             self._outside("load")
             nbytes = self._weights.clock.load()
-            self._totals = self._moved()
+            self._weights.totals = self._weights.moved()
             return nbytes
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,10 +115,9 @@ class ModuleExecutor:
                 if not weights.clock.ready:
                     self.load()
                 weights.clock.finish()  # of what was called in part
-            watch = Stopwatch(self._memory.engine, self._totals, tracing=self.tracing)
+                watch = Stopwatch(self._memory.engine, weights.totals, tracing=self.tracing)
             result = self.module(*args, **kwargs)
-            self._totals = self._moved()
-            self.stats = watch.stop(self._totals)
+            self.stats = watch.stop(weights.totals)
             return result
 
     def profile(self, passes: int, *args: Any, **kwargs: Any) -> Profile:
@@ -167,11 +165,6 @@ class ModuleExecutor:
     def _outside(self, what: str) -> None:
         if self._weights.inside.calls:
             raise ExecutionError(f"`{what}` was called from inside the module that it would run; call it from outside")
-
-    def _moved(self) -> tuple[int, int]:
-        """Bytes read and written so far."""
-        read, written = self._memory.moved()
-        return read + self._weights.looked_up_nbytes, written
 
 
 _MARK = "_tensorstow"

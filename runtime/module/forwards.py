@@ -55,6 +55,9 @@ def part(weights: Weights, module: nn.Module, original: Forward) -> Forward:
         calls = inside.calls
         inside.calls = calls + 1
         try:
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    return original(*args, **kwargs)
             return original(*args, **kwargs)
         finally:
             inside.calls = calls

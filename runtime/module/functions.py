@@ -147,16 +147,21 @@ def embedding_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return given.get("weight"), given.get("input", given.get("indices")), given.get("max_norm")
 
 
-def harmless_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a function that writes would write what is there already: no gradient, as it is."""
+def harmless_write(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a function that writes would write what is there already: no gradient."""
+    owner = getattr(func, "__self__", None)
+    grads = (torch.Tensor.grad, torch.Tensor._grad)  # pyright: ignore
+    return func.__name__ == "__set__" and len(args) == 2 and args[1] is None and owner in grads
+
+
+def wanted_grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+    """Whether a gradient is asked for or off, None of a function that does neither."""
     name, owner = func.__name__, getattr(func, "__self__", None)
     if name == "requires_grad_":
-        return not (args[1] if len(args) > 1 else kwargs.get("requires_grad", True))
-    if name == "__set__" and len(args) == 2:
-        if owner is torch.Tensor.requires_grad:
-            return not args[1]
-        return args[1] is None and owner in (torch.Tensor.grad, torch.Tensor._grad)  # pyright: ignore
-    return False
+        return bool(args[1] if len(args) > 1 else kwargs.get("requires_grad", True))
+    if name == "__set__" and len(args) == 2 and owner is torch.Tensor.requires_grad:
+        return bool(args[1])
+    return None
 
 
 def refuse_write(name: str, why: str = "this would write to it") -> InputError:

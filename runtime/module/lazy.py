@@ -30,7 +30,9 @@ class LazyTensor(torch.Tensor):
     is_whole: bool
 
     @staticmethod
-    def __new__(cls, weights: Weights, source: Source, like: torch.Tensor) -> LazyTensor:
+    def __new__(
+        cls, weights: Weights, source: Source, like: torch.Tensor, *, requires_grad: bool = False
+    ) -> LazyTensor:
         made: Any = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportPrivateUsage]
             cls,
             like.shape,
@@ -38,7 +40,7 @@ class LazyTensor(torch.Tensor):
             storage_offset=like.storage_offset(),
             dtype=like.dtype,
             device="cpu",
-            requires_grad=False,
+            requires_grad=requires_grad,
         )
         made.weights, made.source, made.like = weights, source, like
         made.is_whole = False
@@ -77,7 +79,8 @@ class LazyParameter(LazyTensor):
 def whole(weights: Weights, source: Source, *, parameter: bool) -> LazyTensor:
     """The lazy tensor that takes the place of a parameter or a buffer."""
     like = torch.empty_strided(source.shape, source.strides, dtype=source.dtype, device="meta")
-    made = (LazyParameter if parameter else LazyTensor)(weights, source, like)
+    kind = LazyParameter if parameter else LazyTensor
+    made = kind(weights, source, like, requires_grad=source.requires_grad)
     made.is_whole = True
     return made
 
@@ -115,11 +118,7 @@ def _put(value: Any, real: dict[int, torch.Tensor]) -> Any:
 
 def _run(func: Any, args: Args, kwargs: Kwargs, real: dict[int, torch.Tensor]) -> Any:
     args = tuple([_put(a, real) for a in args])
-    kwargs = {k: _put(v, real) for k, v in kwargs.items()} if kwargs else kwargs
-    if not torch.is_grad_enabled():
-        return func(*args, **kwargs)
-    with torch.no_grad():  # what autograd would keep for later is not there later
-        return func(*args, **kwargs)
+    return func(*args, **{k: _put(v, real) for k, v in kwargs.items()})
 
 
 def _compute_new(func: Any, args: Args) -> Any:
@@ -155,6 +154,9 @@ def _compute_new(func: Any, args: Args) -> Any:
 
 def _compute(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """`func` on real values, where the plan has them."""
+    if torch.is_grad_enabled():
+        with torch.no_grad():  # what autograd would keep for later is not there later
+            return _compute(func, args, kwargs)
     lazies = _lazies(args, kwargs)
     weights = lazies[0].weights
     if kwargs and _lazies((kwargs.get("out"),), {}):
@@ -256,6 +258,9 @@ def _convert(func: Any, args: Args, kwargs: Kwargs) -> Any:
 
 def _whole(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """What hands the memory itself on gets memory of its own."""
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return _whole(func, args, kwargs)
     lazies = _lazies(args, kwargs)
     there = {z.source: z.weights.read(z.source) for z in lazies}
     return _run(func, args, kwargs, {id(z): z.of(there[z.source]) for z in lazies})
@@ -275,8 +280,12 @@ def _embed(func: Any, args: Args, kwargs: Kwargs) -> Any:
 
 def _write(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """Functions that write to their first argument, or to `out`."""
-    if functions.harmless_write(func, args, kwargs):
+    if functions.harmless_write(func, args):
         return args[0]
+    wanted = functions.wanted_grad(func, args, kwargs)
+    if wanted is not None and isinstance(args[0], LazyTensor) and args[0].is_whole:
+        args[0].source.require_grad(wanted)
+        return _told(func, args, kwargs)
     first = _lazies(args[:1], {}) or ([] if args else _lazies((), kwargs)) or _lazies((kwargs.get("out"),), {})
     if first:
         raise functions.refuse_write(first[0].source.name)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ...ir.graph import Storage, Tensor
 from ...ir.program import Lookup
@@ -32,7 +33,11 @@ class Lookups:
 
 
 class Source:
-    """One placed parameter or buffer. `steps` read it; `at` holds, by step, a tensor over its place in the arena."""
+    """One placed parameter or buffer. `steps` read it; `at` holds, by step, a tensor over its place in the arena.
+
+    `requires_grad` is that of the original, and of those tensors: PyTorch chooses kernels by it, also where no
+    gradients are taken (a product with a weight that requires one folds its batch), and with them other bits.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,8 @@ class Source:
         strides: tuple[int, ...],
         steps: tuple[int, ...],
         lookups: Lookups | None,
+        *,
+        requires_grad: bool,
     ) -> None:
         assert tensor.shape is not None
         self.name = name
@@ -53,7 +60,14 @@ class Source:
         self.strides = strides
         self.steps = steps
         self.lookups = lookups
+        self.requires_grad = requires_grad
         self.at: dict[int, torch.Tensor] = {}
+
+    def require_grad(self, wanted: bool) -> None:
+        """As `Tensor.requires_grad_` of the original would."""
+        self.requires_grad = wanted
+        for tensor in self.at.values():
+            tensor.requires_grad_(wanted)  # each is a leaf
 
 
 class _Inside(threading.local):
@@ -76,6 +90,7 @@ class Weights:
         self.passing = threading.RLock()
         self.inside = _Inside()
         self.looked_up_nbytes = 0
+        self.totals = (0, 0)  # of `moved`, when the last pass ended
         self._common: dict[tuple[Source, ...], tuple[int, ...]] = {}
         self._all = torch.empty(0)
         self._together: list[dict[int, tuple[torch.Tensor, ...]]] = []
@@ -178,6 +193,12 @@ class Weights:
         with self.using:
             if not self.memory.closed:
                 self.clock.finish()
+                self.totals = self.moved()
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes read and written so far, but for what `load` and `read` read."""
+        read, written = self.memory.moved()
+        return read + self.looked_up_nbytes, written
 
     def close(self, sources: Sequence[Source]) -> None:
         """Give everything back."""
@@ -190,7 +211,9 @@ class Weights:
 
 
 def shaped(content: torch.Tensor, source: Source) -> torch.Tensor:
-    """Bytes as the elements of `source`."""
-    if not content.numel():
-        return torch.empty_strided(source.shape, source.strides, dtype=source.dtype)
-    return torch.as_strided(content.view(source.dtype), source.shape, source.strides)
+    """Bytes as the elements of `source`, a leaf for autograd."""
+    if content.numel():
+        found = torch.as_strided(content.view(source.dtype), source.shape, source.strides)
+    else:
+        found = torch.empty_strided(source.shape, source.strides, dtype=source.dtype)
+    return nn.Parameter(found, requires_grad=True) if source.requires_grad else found

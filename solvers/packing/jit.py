@@ -8,8 +8,10 @@ installed read-only is no obstacle.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,16 +33,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensorstow" / "numba"
 
 
+@cache
+def _sources_digest() -> str:
+    """Changes with the code of this folder: what numba keeps of a function has others compiled into it, and numba looks
+    at the function's own file alone."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        content = path.read_bytes()
+        if b"@compiled" in content or path.name == "layout.py":
+            found.update(content)
+    return found.hexdigest()[:12]
+
+
 def compiled(function: F) -> F:
     """`function` compiled at its first call, without the interpreter's lock, and kept on disk if that is possible."""
     before = config.CACHE_DIR
     try:
-        if not before:
-            folder = cache_folder()
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(13, "may not be written", str(folder))
-            config.CACHE_DIR = str(folder)
+        folder = (Path(before) if before else cache_folder()) / _sources_digest()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "may not be written", str(folder))
+        config.CACHE_DIR = str(folder)
         return cast("F", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except (OSError, RuntimeError) as error:  # RuntimeError: numba found no place to cache
         if not uncached:

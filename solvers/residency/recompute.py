@@ -39,8 +39,8 @@ class Value:
 class RecomputeProblem:
     """An order of first calls on two tiers. Step t takes `durations_ns[t]`, reads `values` with the numbers `reads[t]`.
 
-    `reads` matter for what is called again; leaving some out relaxes the problem. `gaps` are those of what is at home and
-    never written, as in a periodic `ResidencyProblem`. `needed_nbytes[t]` are all operands and results of step t.
+    `reads` matter for what is called again; leaving some out relaxes the problem. `gaps` are those of what is at home
+    and never written, as in a periodic `ResidencyProblem`. `needed_nbytes[t]` are all operands and results of step t.
 
     Raises:
         ValueError: numbers that are negative or do not match one another.

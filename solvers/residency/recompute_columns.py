@@ -119,8 +119,8 @@ def _useful_until(problem: RecomputeProblem, counted: set[int]) -> list[int]:
 class Draft:
     """The problem in scaled floats, and the columns and rows so far. `sizes` are those of the masses, in `byte_unit`.
 
-    Columns by (mass, window): P in `present`, l in `loads`, C in `stored`; by (step, window) R in `calls`. Windows count
-    on into the next pass here.
+    Columns by (mass, window): P in `present`, l in `loads`, C in `stored`; by (step, window) R in `calls`. Windows
+    count on into the next pass here.
     """
 
     problem: RecomputeProblem
@@ -181,4 +181,3 @@ def draft_of(problem: RecomputeProblem, checks: tuple[int, ...]) -> Draft | None
 
 def _columns(builder: ProgramBuilder, keys: list[Key]) -> dict[Key, int]:
     return dict(zip(keys, builder.add_columns(len(keys), 1.0).tolist(), strict=True)) if keys else {}
-

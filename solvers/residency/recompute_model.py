@@ -22,7 +22,7 @@ each but q as a fraction of its value's bytes, except X. Then:
   u is touched in the window, or made in it for the first time, nothing is asked.
 - Bytes absent at check w that a later first call needs come back first by a load, and then they were stored before the
   check, or by a call of the maker after it: 1 - P_uw <= C_uw + Y_vw. So do those that a later repeated call reads:
-  Y_v'w <= P_uw + C_uw + Y_vw. Older calls' copies are as good here as the newest one's; the checker asks for the newest.
+  Y_v'w <= P_uw + C_uw + Y_vw. Older calls' copies are as good here as the newest's; the checker asks for that one.
   Without the second of these rows fractions would cheat: a tenth of what is read, stored once and loaded ten times,
   would make ten tenths of what is made.
 - What is at home and written is a value from each write to the next, which finds it whole: a copy from before the write

@@ -12,9 +12,10 @@ from tensorstow.ir.graph import Graph
 from tensorstow.ir.machine import Link, Machine, Tier, TierKind, Unit
 from tensorstow.ir.plan import Plan, Transfer
 from tensorstow.planner.instance import Instance, make_instance
-from tensorstow.planner.levels import plan_levels
+from tensorstow.planner.levels import plan_levels, top_instance
 from tensorstow.planner.levels_arena import Times, settle
 from tensorstow.planner.levels_bound import tiered_bound
+from tensorstow.planner.levels_upper import estimate_s, lean_plans
 from tensorstow.planner.levels_visits import Hold, holds_of, parcels_of
 from tensorstow.planner.strategies import Effort, Strategy, strategies
 
@@ -203,3 +204,36 @@ def test_addresses_never_overlap(rows: list[tuple[int, int, int]]) -> None:
             own = {(t % 10, page) for t in range(r.start, r.end) for page in range(r.offset, r.offset + r.nbytes)}
             assert not taken & own
             taken |= own
+
+
+def test_where_the_slowest_link_limits_upper_plans_are_ranked_by_what_they_load() -> None:
+    """`lean_plans` come best first by an estimate that no plan on all tiers with their loads is below."""
+    graph = chain([192 * KIB, 64 * KIB, 320 * KIB] * 12, ns=10_000)
+    instance = make_instance(graph, three(graph, 0.3, 0.4, 2.0, 0.2))
+    top = top_instance(instance)
+    found = lean_plans(instance, top, "stow", Effort(4.0), time_share=0.5, number=3)
+    estimates = [estimate_s(instance, plan) for plan in found]
+    assert found
+    assert estimates == sorted(estimates)
+    plan = planned(STOW, instance, 6.0)
+    assert estimate_s(instance, plan) == plan.certificate.simulated_s
+
+
+def test_a_strategy_that_finds_no_plan_on_the_slowed_link_may_find_one_on_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The search over the slowed link runs out of time, the one over the whole link does not."""
+    instance = make_instance(STREAMED, three(STREAMED, 0.3, 0.4, 2.0, 0.2))
+    whole, calls = type(BELADY).plan, list[float]()
+
+    def plan(self: Strategy, top: Instance, effort: Effort) -> Plan:
+        rate = top.machine.link["dram", "hbm"].bytes_per_s
+        calls.append(rate)
+        if rate == min(calls):
+            raise TimeLimitError("no addresses were found")
+        return whole(BELADY, top, effort)
+
+    monkeypatch.setattr(type(STOW), "plan", plan)
+    monkeypatch.setattr("tensorstow.planner.levels.lean_plans", lambda *_, **__: [])
+    assert planned(STOW, instance)
+    assert len(set(calls)) == 2

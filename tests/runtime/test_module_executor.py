@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from tensorstow.runtime.module import ModuleExecutor
 from .recorded import record
 
 SHARES = [1.0, 0.5, 0.0]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """Small products on several threads mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Block(nn.Module):
@@ -77,11 +87,15 @@ def test_bits_are_those_of_the_module_alone(tmp_path: Path, share: float, option
         for _ in range(3):
             for inputs, expected in cases:
                 assert torch.equal(module(inputs), expected)
-                assert torch.equal(executor.run(inputs), expected)
+        read: list[int] = []
+        for inputs, expected in cases * 3:
+            assert torch.equal(executor.run(inputs), expected)
+            read.append(executor.stats.read_nbytes)
+            assert executor.stats.written_nbytes == 0
         planned = sum(t.nbytes for t in executor.plan.transfers)
-        rows = 27 * 128 if "looked_up" in options else 0
-        assert planned <= executor.stats.read_nbytes <= planned + rows
-        assert executor.stats.written_nbytes == 0
+        rows = sum(i.unique().numel() for i, _ in cases) * 128 if "looked_up" in options else 0
+        # What is under way when a pass ends is counted in either.
+        assert abs(sum(read) - 9 * planned - 3 * rows) <= planned
 
 
 def test_controls_and_profile_leave_the_results_alone(tmp_path: Path) -> None:
@@ -116,6 +130,7 @@ def test_calls_that_are_skipped_repeated_or_partial(tmp_path: Path) -> None:
             assert torch.equal(y, z)
         assert torch.equal(module.layers[1].gates.sum(), fresh.layers[1].gates.sum())
         assert torch.equal(module.head(x), fresh.head(x))
+        module.depth = 3
         assert torch.equal(executor.run(inputs), expected)
 
 
@@ -353,9 +368,7 @@ def test_hooks_and_gradients(tmp_path: Path) -> None:
     seen: list[float] = []
     with executor:
         truth = module.layers[1].gates.norm().item()
-        hook = module.layers[1].up.register_forward_hook(
-            lambda m, i, o: seen.append(module.layers[1].gates.norm().item())
-        )
+        hook = module.layers[1].up.register_forward_hook(lambda *_: seen.append(module.layers[1].gates.norm().item()))
         found = module(inputs)
         hook.remove()
         assert seen == [truth]
@@ -364,3 +377,16 @@ def test_hooks_and_gradients(tmp_path: Path) -> None:
         x = torch.randn(2, 3, 32, requires_grad=True)
         assert not module.layers[0](x).requires_grad
         assert torch.equal(module(inputs), expected)
+
+
+def test_kernels_are_chosen_as_for_the_original(tmp_path: Path) -> None:
+    """PyTorch folds a batch into one product only where the weight requires a gradient."""
+    module = nn.Sequential(nn.Linear(32, 128, bias=False), nn.Linear(128, 128, bias=False)).eval()
+    reference = copy.deepcopy(module)
+    x = torch.randn(2, 5, 32)[:, -1:]
+    with record(module, lambda: module(x), tmp_path).execute(0.5), torch.no_grad():
+        for wanted in (True, False, True):
+            for part in (module, reference):
+                part.requires_grad_(wanted)
+                assert all(p.requires_grad is wanted for p in part.parameters())
+            assert torch.equal(module(x), reference(x))

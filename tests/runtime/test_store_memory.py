@@ -105,6 +105,7 @@ def test_bytes_go_to_the_file_and_come_back(tmp_path: Path) -> None:
 def test_what_is_kept_is_not_touched(tmp_path: Path) -> None:
     module = Net()
     before = copied(module)
+    graph, program = lowered(module, kept=("brief", "table"))
     with store_module(program, graph, module, folder=tmp_path):
         assert torch.equal(module.brief, before["brief"])
         assert torch.equal(module.table, before["table"])
@@ -113,17 +114,17 @@ def test_what_is_kept_is_not_touched(tmp_path: Path) -> None:
 def test_memory_is_given_back_one_by_one(tmp_path: Path) -> None:
     if not memory.reset_peak():
         pytest.skip("this system does not allow it")
-    module = nn.Sequential(*(nn.Linear(2048, 1024, bias=False) for _ in range(12)))  # 8 MiB each
+    module = nn.Sequential(*(nn.Linear(2048, 1024, bias=False) for _ in range(8)))  # 8 MiB each
     graph, program = lowered(module)
     memory.reset_peak()
     before = memory.current_rss_nbytes()
     with store_module(program, graph, module, folder=tmp_path):
         assert memory.peak_rss_nbytes() - before < 12 << 20
-        assert before - memory.current_rss_nbytes() > 80 << 20
+        assert before - memory.current_rss_nbytes() > 50 << 20
 
 
 def test_a_full_disk_leaves_the_module_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = nn.Sequential(*(nn.Linear(700, 700) for _ in range(12)))
+    module = nn.Sequential(*(nn.Linear(600, 700) for _ in range(8)))
     before, (graph, program) = copied(module), lowered(module)
     with monkeypatch.context() as patch:
         patch.setattr(directio, "free_nbytes", lambda _: 1000)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_the_module_as_it_was(tmp_path: Path, monkeypatch: py
 
 
 def test_an_interrupt_leaves_the_module_as_it_was(tmp_path: Path) -> None:
-    module = nn.Sequential(*(nn.Linear(700, 700) for _ in range(12)))
+    module = nn.Sequential(*(nn.Linear(600, 700) for _ in range(8)))
     before, (graph, program) = copied(module), lowered(module)
 
     def interrupt(done: int, _: int) -> None:
@@ -177,12 +178,12 @@ def test_a_module_that_is_not_the_planned_one(tmp_path: Path) -> None:
         store_module(program, graph, straight, folder=tmp_path)
     untied = Net()
     untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
-    with pytest.raises(InputError, match=r"\['embed.weight', 'head.weight'\] shared their memory"):
+    with pytest.raises(InputError, match=r"\['embed.weight', 'head.weight'\] were tied when the plan was made"):
         store_module(program, graph, untied, folder=tmp_path)
-    with pytest.raises(InputError, match=r"no parameter or buffer 'embed.weight'"):
+    with pytest.raises(InputError, match=r"no parameter or buffer 'turned'"):
         store_module(program, graph, nn.Linear(2, 2), folder=tmp_path)
     with pytest.raises(InputError, match="on device 'meta'"):
         store_module(program, graph, Net().to("meta"), folder=tmp_path)
     partial = ModuleProgram("test", None, False, program.blobs, program.parameters[1:], {})
-    with pytest.raises(PlanMismatchError, match=r"blob 'embed.weight' has 60000 bytes, .* end at byte 0"):
+    with pytest.raises(PlanMismatchError, match=r"blob 'turned' has 84000 bytes, .* end at byte 0"):
         store_module(partial, graph, Net(), folder=tmp_path)

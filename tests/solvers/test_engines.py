@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,11 +27,7 @@ def covering(costs: list[float], weights: list[int], demand: int, unit: float = 
     x = builder.add_columns(len(costs), float(most))
     row = builder.add_rows(1, demand * unit, math.inf)
     builder.put(np.repeat(row, len(x)), x, np.array(weights, dtype=np.float64) * unit)
-    program = builder.program(np.array(costs))
-    return LinearProgram(
-        program.cost, program.col_lower, program.col_upper, program.row_lower, program.row_upper,
-        program.starts, program.indices, program.values, np.ones(len(costs), dtype=np.bool_),
-    )  # fmt: skip
+    return replace(builder.program(np.array(costs)), integer=np.ones(len(costs), dtype=np.bool_))
 
 
 def cheapest(costs: list[float], weights: list[int], demand: int, most: int = 1) -> Fraction | None:
@@ -91,12 +88,7 @@ def test_the_counted_form_of_a_program_bounds_it(data: st.DataObject) -> None:
         row = builder.add_rows(1, -math.inf, float(data.draw(st.integers(-5, 20))) * scale)
         builder.put(np.repeat(row, len(both)), both, np.array([data.draw(numbers) * scale for _ in both]))
     cost = np.array([float(data.draw(numbers)) for _ in both])
-    program = builder.program(cost)
-    integer = np.arange(len(both)) < count
-    program = LinearProgram(
-        program.cost, program.col_lower, program.col_upper, program.row_lower, program.row_upper,
-        program.starts, program.indices, program.values, integer,
-    )  # fmt: skip
+    program = replace(builder.program(cost), integer=np.arange(len(both)) < count)
     reference, counted = solve_whole(program, "highs", 10.0), solve_cpsat(program, 10.0)
     if reference.status is Status.INFEASIBLE:
         return  # the counted form may be feasible by what it rounds off
@@ -160,10 +152,28 @@ def test_cbc_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_that_do_not_hold_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     program = covering([1.0, 2.0], [1, 1], 2)
     wrong = LinearAnswer(Status.OPTIMAL, np.array([1.0, 0.0]), None, 1.0)
-    monkeypatch.setitem(engines.WHOLE, "highs", lambda *_: wrong)
+
+    def says(*_: object) -> LinearAnswer:
+        return wrong
+
+    monkeypatch.setitem(engines.WHOLE, "highs", says)
     answer = solve_whole(program, "highs", 5.0)
     assert answer.status is Status.ERROR
     assert "row 0 is 1, outside [2, inf]" in answer.detail
+
+
+@pytest.mark.parametrize("engine", ["auto", "highs", "cbc", "cpsat"])
+def test_a_program_that_a_presolve_of_highs_gets_wrong(engine: str) -> None:
+    """min 2x + 3z with x + z >= 4.5, z whole: 9, where HiGHS 1.14.0 says 15 (its issue 3043)."""
+    builder = ProgramBuilder()
+    x, z = builder.add_columns(1, 10.0), builder.add_columns(1, 10.0)
+    row = builder.add_rows(1, 4.5, math.inf)
+    builder.put(np.repeat(row, 2), np.concatenate([x, z]), 1.0)
+    program = replace(builder.program(np.array([2.0, 3.0])), integer=np.array([False, True]))
+    answer = solve_whole(program, engine, 5.0)
+    assert answer.status is Status.OPTIMAL
+    assert answer.values is not None
+    assert answer.values.tolist() == pytest.approx([4.5, 0.0], abs=1e-6)
 
 
 def test_names() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tensorstow.solvers.mallocgame import Action, Board, Buffer, MallocGame, Use, legal_moves, new_board, play
+from tensorstow.solvers.mallocgame import Action, Board, Buffer, MallocGame, Use, new_board
+from tensorstow.solvers.mallocmoves import legal_moves, play
 from tensorstow.solvers.mallocsearch import play_game
 from tensorstow.solvers.result import Status
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tensorstow.planner.instance import Instance, make_instance
-from tensorstow.planner.published.flexgen import FlexGen, Policy, divide, evictions, homes, predicted_s, solve_policy
+from tensorstow.planner.published.flexgen import FlexGen
+from tensorstow.planner.published.flexgen_model import (
+    Policy,
+    divide,
+    evictions,
+    homes,
+    predicted_s,
+    solve_policy,
+)
 from tensorstow.planner.strategies import Effort
 
 from ...graphs import KIB, chain, machine

@@ -150,7 +150,68 @@ def test_whole_tensors(problem: ResidencyProblem) -> None:
     assert fluid_time(problem, tuple(Fraction(x) for x in rounded)) is not None
 
 
-@pytest.mark.parametrize("engine", ["highs", "glop", "cbc"])
+@pytest.mark.parametrize("engine", ["cbc", "cpsat"])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_engines_agree_on_whole_tensors(engine: str, data: st.DataObject) -> None:
+    problem = data.draw(problems(periodic=True, dirty=True))
+    relaxed = solved(problem)
+    reference = improve_residency(problem, relaxed, time_limit_s=5.0, relative_gap=1e-6)
+    other = improve_residency(problem, relaxed, time_limit_s=10.0, relative_gap=1e-6, engine=engine)
+    assert reference.objective is not None
+    assert other.objective is not None
+    assert other.bound is not None
+    assert other.objective == pytest.approx(reference.objective, rel=1e-5)  # pyright: ignore[reportUnknownMemberType]
+    assert other.bound <= float(brute_force(problem)) * (1 + 1e-9)
+    assert other.method == f"MIP by {engine}"
+
+
+@settings(max_examples=15, deadline=None)
+@given(problems(periodic=True, dirty=False), st.randoms(use_true_random=False))
+def test_decided_gaps_stay_decided(problem: ResidencyProblem, chance: random.Random) -> None:
+    relaxed = solved(problem)
+    decided = {g: chance.random() < 0.5 for g in range(len(problem.gaps)) if chance.random() < 0.5}
+    best: Fraction | None = None
+    for choice in itertools.product((0, 1), repeat=len(problem.gaps)):
+        if all(choice[g] == absent for g, absent in decided.items() if problem.gaps[g].end > problem.gaps[g].start + 1):
+            found = fluid_time(problem, tuple(Fraction(x) for x in choice))
+            best = found if best is None or (found is not None and found < best) else best
+    result = improve_residency(problem, relaxed, time_limit_s=5.0, relative_gap=1e-6, decided=decided)
+    if best is None:
+        assert result.status is Status.INFEASIBLE
+        return
+    assert result.objective == pytest.approx(float(best), rel=1e-5, abs=10)  # pyright: ignore[reportUnknownMemberType]
+    assert result.solution is not None
+    for g, absent in decided.items():
+        if problem.gaps[g].end > problem.gaps[g].start + 1:
+            assert round(result.solution.absent[g]) == absent
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(periodic=True, dirty=True), st.data())
+def test_repair_makes_it_fit(problem: ResidencyProblem, data: st.DataObject) -> None:
+    absent = tuple(data.draw(st.sampled_from([0.0, 0.3, 0.6, 1.0])) for _ in problem.gaps)
+    out = round_and_repair(problem, absent)
+    held = list(problem.base_nbytes)
+    for gap, gone in zip(problem.gaps, out, strict=True):
+        for t in range(len(held)):
+            held[t] += gap.nbytes if not gone and problem.covers(gap, t) else 0
+    assert max(held) <= problem.capacity_nbytes
+    assert all(gone for gone, fraction in zip(out, absent, strict=True) if fraction > 0.5)
+
+
+def test_an_engine_that_breaks_down_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError("basis is singular")
+
+    monkeypatch.setattr("tensorstow.solvers.residency.lp.Highs", crash)
+    result = solve_residency(random_problem(steps=12, items=8, seed=4, share=0.4))
+    assert result.status is Status.ERROR
+    assert "highs broke down: basis is singular" in result.detail
+    assert result.bound is not None
+
+
+@pytest.mark.parametrize("engine", ["auto", "highs", "glop", "cbc", "cpsat"])
 def test_engines_agree(engine: str) -> None:
     problem = random_problem(steps=12, items=8, seed=4, share=0.4)
     reference = solved(problem)

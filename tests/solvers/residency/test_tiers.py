@@ -7,9 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tensorstow.solvers.linear import ENGINES, LinearAnswer, LinearProgram
 from tensorstow.solvers.residency import Gap, check_residency, solve_residency
 from tensorstow.solvers.residency.tiers import (
     TieredProblem,
@@ -116,12 +117,33 @@ def test_taking_turns_is_never_faster(problem: TieredProblem) -> None:
     assert compulsory_tiers_bound(problem) <= bound
 
 
+# Its steps take no time and the fast tier has no room to spare: glop's answer is off by its tolerance, in nanoseconds.
+NO_TIME = TieredProblem(
+    (0, 0), (1, 0), (Gap(0, 1, 0, 2, True),), (1, 0, None), chain_of_links([1000.0, 500.0]), periodic=True
+)
+
+
 @settings(max_examples=15, deadline=None)
 @given(problems(3))
+@example(NO_TIME)
 def test_engines_agree(problem: TieredProblem) -> None:
     _, highs, _ = solved(problem)
     _, glop, _ = solved(problem, "glop")
     assert glop == pytest.approx(highs, rel=1e-6, abs=1.0)
+
+
+def test_another_engine_is_asked_where_one_finds_a_program_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HiGHS does where a step fills the fast tier to the byte; what is infeasible stays so."""
+
+    def wrong(program: LinearProgram, time_limit_s: float) -> LinearAnswer:
+        del program, time_limit_s
+        return LinearAnswer(Status.INFEASIBLE, None, None, detail="out of tolerance")
+
+    monkeypatch.setitem(ENGINES, "wrong", wrong)
+    problem = streamed(30, ssd_rate=100.0)
+    assert solved(problem, "wrong")[1:] == solved(problem, "glop")[1:]
+    monkeypatch.setitem(ENGINES, "glop", wrong)
+    assert solve_tiers(problem, engine="wrong").status == Status.INFEASIBLE
 
 
 def streamed(middle: int | None, *, ssd_rate: float = 1000.0) -> TieredProblem:

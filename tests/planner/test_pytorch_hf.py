@@ -1,0 +1,331 @@
+"""Tests of planner/pytorch/hf.py and hf_inputs.py, on directories that transformers itself has written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tensorstow.ir.errors import InputError
+from tensorstow.ir.machine import Unit
+from tensorstow.planner.pytorch import lower_module, parts
+from tensorstow.planner.pytorch.binding import bind, kept_names
+from tensorstow.planner.pytorch.hf import fill_kept, make_skeleton, open_directory, parameters_on_meta
+from tensorstow.planner.pytorch.hf_inputs import example_inputs
+from tensorstow.planner.pytorch.matching import match
+from tensorstow.runtime.store_files import FileStore
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def _llama() -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, num_key_value_heads=2))
+
+
+def _gpt2() -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def _mixtral() -> Any:
+    config = transformers.MixtralConfig(**TEXT, num_key_value_heads=2, num_local_experts=4)
+    return transformers.MixtralForCausalLM(config)
+
+
+def _t5() -> Any:
+    config = transformers.T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def _mamba() -> Any:
+    config = transformers.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4)
+    return transformers.MambaForCausalLM(config)
+
+
+def _whisper() -> Any:
+    sizes: dict[str, Any] = {
+        f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 64))
+    }
+    config = transformers.WhisperConfig(
+        vocab_size=96, d_model=32, **sizes, encoder_attention_heads=4, decoder_attention_heads=4, num_mel_bins=8,
+        max_source_positions=16, max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(config)
+
+
+def _bert() -> Any:
+    return transformers.BertModel(transformers.BertConfig(**{k: v for k, v in TEXT.items() if "token" not in k}))
+
+
+def _resnet() -> Any:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    return transformers.ResNetForImageClassification(config)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama": _llama,
+    "gpt2": _gpt2,
+    "mixtral": _mixtral,
+    "t5": _t5,
+    "mamba": _mamba,
+    "whisper": _whisper,
+    "bert": _bert,
+    "resnet": _resnet,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a model by name, in shards of 30 kB; written once."""
+    root = tmp_path_factory.mktemp("hf")
+
+    def find(name: str) -> Path:
+        if not (root / name).exists():
+            torch.manual_seed(1)
+            MODELS[name]().eval().save_pretrained(root / name, max_shard_size="30KB")
+        return root / name
+
+    return find
+
+
+Saved = Callable[[str], Path]
+
+
+def filled(path: Path) -> Any:
+    """The module of a directory with all its weights."""
+    directory = open_directory(path)
+    assert directory.files is not None
+    module = make_skeleton(directory)
+    fill_kept(module, match(module, directory.files), list(module.state_dict()))
+    return module
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    found, wanted = (
+        {**dict(m.named_parameters(remove_duplicate=False)), **dict(m.named_buffers(remove_duplicate=False))}
+        for m in (a, b)
+    )
+    return found.keys() == wanted.keys() and all(
+        found[n].dtype == wanted[n].dtype and torch.equal(found[n], wanted[n]) for n in wanted
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_directory_becomes_what_from_pretrained_makes(saved: Saved, name: str) -> None:
+    path = saved(name)
+    directory = open_directory(path)
+    skeleton = make_skeleton(directory)
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    assert {b.device.type for b in skeleton.buffers()} <= {"cpu"}
+    reference = directory.module_class.from_pretrained(path).eval()
+    module = filled(path)
+    assert same_state(module, reference)
+    assert len(list(module.parameters())) == len(list(reference.parameters()))  # what is tied is tied
+    assert not module.training
+    assert module.config.to_dict().keys() == reference.config.to_dict().keys()
+    if reference.can_generate():
+        assert module.generation_config.to_dict() == reference.generation_config.to_dict()
+    inputs = example_inputs(module, batch=2, length=5)
+    with torch.no_grad():
+        assert torch.equal(module(**inputs)[0], reference(**inputs)[0])
+
+
+CACHED = ["llama", "mixtral", "mamba", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "whisper"))]
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cache_of_a_context_is_what_a_pass_over_it_leaves(saved: Saved, name: str) -> None:
+    skeleton = make_skeleton(open_directory(saved(name)))
+    inputs = example_inputs(skeleton, batch=2, length=1, context=6)
+    module = filled(saved(name))
+    before = example_inputs(module, batch=2, length=6)
+    with torch.no_grad():
+        left = module(**before, use_cache=True)
+        real = left.past_key_values if "past_key_values" in inputs else left.cache_params
+        made = inputs.get("past_key_values", inputs.get("cache_params"))
+        assert forms(made) == forms(real)
+        assert module(**inputs)[0].shape == (2, 1, 96)
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+
+
+def forms(value: Any) -> Any:
+    """Shapes and types of all tensors of a cache, by where they are."""
+    if isinstance(value, torch.Tensor):
+        assert value.device.type == "cpu"
+        return tuple(value.shape), value.dtype, type(value)
+    if isinstance(value, (list, tuple)):
+        return [forms(v) for v in value]
+    if isinstance(value, dict):
+        return {n: forms(v) for n, v in value.items()}
+    return {n: forms(v) for n, v in vars(value).items()} if hasattr(value, "__dict__") else value
+
+
+def test_inputs_that_cannot_be_made(saved: Saved) -> None:
+    bert = make_skeleton(open_directory(saved("bert")))
+    with pytest.raises(InputError, match="BertModel returns no cache of what it has read; give it no context"):
+        example_inputs(bert, context=3)
+    with pytest.raises(InputError, match="batch must be at least 1, got 0"):
+        example_inputs(bert, batch=0)
+    vars(bert)["main_input_name"] = "smells"
+    with pytest.raises(InputError, match=r"BertModel takes 'smells', of which no example is known"):
+        example_inputs(bert)
+    assert example_inputs(make_skeleton(open_directory(saved("resnet"))), batch=3)["pixel_values"].shape[0] == 3
+
+
+def test_other_heads_and_prefixes_are_found_as_transformers_finds_them(saved: Saved, tmp_path: Path) -> None:
+    """A base model's checkpoint in a model with a head, and the other way round."""
+    shutil.copytree(saved("bert"), tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    directory = open_directory(tmp_path / "bert")
+    assert directory.files is not None
+    with pytest.raises(InputError, match=r"but not 'cls\.predictions\.bias'"):
+        match(make_skeleton(directory), directory.files)
+    shutil.copytree(saved("llama"), tmp_path / "llama")
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    directory = open_directory(tmp_path / "llama")
+    assert directory.files is not None
+    module = make_skeleton(directory)
+    matched = match(module, directory.files)
+    assert matched.extra == ("lm_head.weight",)
+    fill_kept(module, matched, list(module.state_dict()))
+    assert same_state(module, transformers.LlamaModel.from_pretrained(tmp_path / "llama"))
+
+
+def test_a_kept_part_is_filled_and_the_rest_stays_without_memory(saved: Saved) -> None:
+    directory = open_directory(saved("gpt2"))
+    assert directory.files is not None
+    module = make_skeleton(directory)
+    matched = match(module, directory.files)
+    nbytes = fill_kept(module, matched, ["transformer.ln_f.weight", "transformer.wte.weight", "lm_head.weight"])
+    assert nbytes == 32 * 4 + 96 * 32 * 4
+    assert module.get_parameter("lm_head.weight") is module.get_parameter("transformer.wte.weight")
+    held = {n for n, p in module.named_parameters() if p.device.type == "cpu"}
+    assert held == {"transformer.ln_f.weight", "transformer.wte.weight"}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
+def test_a_lowered_skeleton_is_bound_to_the_bytes_of_its_files(saved: Saved, name: str) -> None:
+    directory = open_directory(saved(name))
+    assert directory.files is not None
+    skeleton = make_skeleton(directory)
+    matched = match(skeleton, directory.files)
+    lowered = lower_module(skeleton, (), example_inputs(skeleton, length=4), name=name)
+    unit = Unit("cpu", "dram", (("float32", 1e11),), 1e10)
+    module = parts(lowered, unit)
+    graph, program = bind(module.graph, module.program, matched, "direct")
+    wanted = directory.module_class.from_pretrained(saved(name)).state_dict()
+    placed = {n for p in program.parameters for n in p.names}
+    assert placed
+    assert placed | set(kept_names(skeleton, program)) >= set(wanted)
+    with FileStore.open(program, directory.files.files) as store:
+        for parameter in program.parameters:
+            tensor = graph.tensor[parameter.tensor]
+            storage = graph.storage[tensor.storage or ""]
+            content = bytearray(storage.nbytes)
+            store.read(storage.blob or "", storage.blob_offset, memoryview(content))
+            found = bytes(content[tensor.offset : tensor.offset + tensor.nbytes])
+            for n in parameter.names:
+                assert found == wanted[n].contiguous().numpy().tobytes(), n
+
+
+def test_types_come_from_the_config_or_the_files(saved: Saved, tmp_path: Path) -> None:
+    module: Any = transformers.LlamaForCausalLM.from_pretrained(saved("llama"))
+    module.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert same_state(filled(tmp_path), transformers.LlamaForCausalLM.from_pretrained(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_directory(tmp_path).dtype == torch.bfloat16
+    directory = open_directory(tmp_path, dtype="float32")
+    assert directory.files is not None
+    with pytest.raises(InputError, match=r"is float32 in the module, bfloat16 in .*nothing is converted"):
+        match(make_skeleton(directory), directory.files)
+    with pytest.raises(InputError, match=r"int8' is no floating type"):
+        open_directory(tmp_path, dtype="int8")
+
+
+def test_directories_that_cannot_be_used(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"has no config.json"):
+        open_directory(tmp_path)
+    with pytest.raises(InputError, match="is not a directory"):
+        open_directory(tmp_path / "absent")
+    config = json.loads((saved("llama") / "config.json").read_text())
+    for change, words in (
+        ({"model_type": "llama9"}, rf"transformers {transformers.__version__} cannot use .*llama9"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(gptq\)"),
+        ({"num_attention_heads": 5}, "cannot use|cannot make LlamaForCausalLM"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(InputError, match=words):
+            make_skeleton(open_directory(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot use"):
+        open_directory(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_directory(tmp_path).files is None  # a plan needs no weights
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None}))
+    assert open_directory(tmp_path).module_class is transformers.LlamaForCausalLM
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"needs the package transformers .*pip install tensorstow\[hf\]"):
+        open_directory(tmp_path)
+
+
+def test_damaged_weights_of_a_directory(saved: Saved, tmp_path: Path) -> None:
+    shutil.copytree(saved("mixtral"), tmp_path / "m")
+    shard = sorted((tmp_path / "m").glob("*.safetensors"))[0]
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[:-100])
+    with pytest.raises(InputError, match=rf"{shard.name}' ends at byte {len(raw)}, the file at {len(raw) - 100}"):
+        open_directory(tmp_path / "m")
+    shard.write_bytes(raw)
+    name = next(n for n in load_file(shard) if "w1" in n or "w2" in n or "w3" in n)
+    save_file({n: t[:-1] if n == name else t for n, t in load_file(shard).items()}, shard)
+    directory = open_directory(tmp_path / "m")
+    assert directory.files is not None
+    with pytest.raises(InputError, match=r"is laid out otherwise in .* save_original_format=False"):
+        match(make_skeleton(directory), directory.files)
+
+
+def test_parameters_are_made_on_meta_and_nothing_stays_patched() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weight = nn.Parameter(torch.ones(3, 3))
+            self.a, self.b = weight, weight
+            self.rnn = nn.LSTM(3, 3)
+            self.register_buffer("table", torch.arange(4))
+
+    before = nn.Module.register_parameter
+    with parameters_on_meta():
+        module = Shared()
+    assert module.a is module.b
+    assert {p.device.type for p in module.parameters()} == {"meta"}
+    assert torch.equal(module.get_buffer("table"), torch.arange(4))
+    with pytest.raises(ZeroDivisionError), parameters_on_meta():
+        _ = 1 / 0
+    assert nn.Module.register_parameter is before
