@@ -13,7 +13,7 @@ from ..ir.plan import Plan
 from ..solvers.bounds import Flow, Traffic, Value, order_free_traffic
 from .bounds_tiled import Tiled, tiled_operators
 from .costs import duration_ns
-from .instance import Instance, make_instance
+from .instance import Instance
 from .levels_bound import tiered_bound
 from .recompute_bound import recompute_bound
 from .validate import predecessors
@@ -126,7 +126,7 @@ def bound_of_plan(plan: Plan, instance: Instance, given: Bound, *, time_limit_s:
         return given
     if needed == ANY_ORDER:
         order = tuple(s.op for s in plan.steps)
-        own = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+        own = instance.reordered(order)
         return find_bound(own, time_limit_s=time_limit_s)
     otherwise = find_bound(instance, time_limit_s=time_limit_s, scope=needed)
     first_calls = tuple(dict.fromkeys(s.op for s in plan.steps))

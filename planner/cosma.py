@@ -32,7 +32,7 @@ from ..ir.errors import InfeasibleError, TimeLimitError
 from ..ir.plan import Plan
 from ..solvers.exact import Begin, End, Operator, Tensor, TrafficProblem, TrafficSolution, solve_traffic
 from ..solvers.result import Result, Status
-from .instance import Instance, make_instance
+from .instance import Instance
 from .place import place
 from .realise import realise
 from .stays import Decisions, make_stays
@@ -117,7 +117,7 @@ class Cosma:
 def _posed(instance: Instance, order: tuple[str, ...]) -> Instance | None:
     """The instance in another order; None where what arrives first or leaves last then does not fit."""
     try:
-        return make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+        return instance.reordered(order)
     except InfeasibleError:
         return None
 
@@ -127,7 +127,7 @@ def in_order(instance: Instance, order: tuple[int, ...]) -> Instance:
     if order == tuple(range(instance.steps)):
         return instance
     names = tuple(instance.order[o] for o in order)
-    return make_instance(instance.graph, instance.machine, mode=instance.mode, order=names)
+    return instance.reordered(names)
 
 
 def _better(best: Search | None, instance: Instance, effort: Effort) -> Search | None:

@@ -86,6 +86,10 @@ class Instance:
         """Every pause of at least one step between consecutive uses of an item; an item's last one wraps if homed."""
         return tuple(g for g in self._pauses if g.end > g.start + 1)
 
+    def reordered(self, order: tuple[str, ...]) -> Instance:
+        """The same graph posed in another order of its operators. Raises InfeasibleError as `make_instance`."""
+        return make_instance(self.graph, self.machine, mode=self.mode, order=order, engine=self.engine)
+
     def relax(self, capacity_nbytes: int, *, time_limit_s: float) -> Result[ResidencySolution]:
         """The residency LP under a capacity that may be smaller than the instance's own; solved once for each.
 

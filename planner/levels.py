@@ -38,7 +38,7 @@ CUTS = (0.02, 0.05, 0.01, 0.1, 0.15, 0.2, 0.3, 0.4)
 SMALLER = (0.0, 0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 0.9)
 """Parts of a middle tier that a cache gives up, one after another, until its parcels find addresses."""
 
-PACES = (0.2, 0.02)
+PACES = (0.15, 0.02)
 """How much faster than the fluid optimum needs it the link of a slowed upper plan is."""
 
 LEAN, LEAN_SHARE = 3, 0.3

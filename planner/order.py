@@ -146,7 +146,7 @@ def in_order(instance: Instance, order: Order) -> Instance | None:
     for better in (None, tight_ends):
         names = tuple(instance.order[t] for t in (better(instance, order) if better else order))
         try:
-            return make_instance(instance.graph, instance.machine, mode=instance.mode, order=names)
+            return instance.reordered(names)
         except InfeasibleError:
             continue
     return None

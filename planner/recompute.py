@@ -99,18 +99,19 @@ class _Search:
         return flow_of(self.instance)
 
     def run(self) -> Plan:
-        """Candidates of the joint program, planned as they come; what is published; the plan without recomputation."""
+        """Candidates of the joint program, planned as they come; the plan without recomputation; what is published."""
         once = len(set(self.instance.order)) == self.instance.steps
         crowded = self.instance.peak_of_all() > self.instance.capacity_nbytes
         if once and crowded and any(self.flow.awaited(s) for s in self.flow.maker):
             alone_ns = self._bound_without()
             for_others_s = self.options.published * self.effort.time_limit_s
             if not self._of_joint_program(until_s=for_others_s):
+                self._of_resident(minimum_cuts(self.flow))  # a plan soon, before what takes long
                 self._of_cuts(until_s=for_others_s)
             self._plan_best(until_s=for_others_s)
-            self._of_published()
             if self.best_ns > alone_ns:
                 self._plan(self.instance)
+            self._of_published()
             self._plan_best(until_s=0.0)
         else:
             self._plan(self.instance)

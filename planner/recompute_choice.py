@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from ..solvers.residency.recompute_cut import CutProblem, cheapest_makers
 from .recompute_orders import Flow, inside, segments
@@ -10,14 +10,12 @@ from .recompute_orders import Flow, inside, segments
 Chosen = frozenset[str]
 
 
-def price_cut(
-    flow: Flow, ns_per_byte: float, own: Mapping[str, float] | None = None, *, only: Set[str] | None = None
-) -> Chosen:
+def price_cut(flow: Flow, ns_per_byte: float, *, only: Set[str] | None = None) -> Chosen:
     """The operators to call again when holding a byte over the turn costs `ns_per_byte`: a minimum cut.
 
-    Exact for the sum of both costs at the turn, in which what is held is held once, whoever reads it. With `own`, each
-    storage costs that many nanoseconds instead, times `ns_per_byte` as a plain factor. With a very high price this is
-    the least memory; PyTorch's partitioner cuts the same graph. `only` these operators may be called again, if given.
+    Exact for the sum of both costs at the turn, in which what is held is held once, whoever reads it. With a very high
+    price this is the least memory; PyTorch's partitioner cuts the same graph. `only` these operators may be called
+    again, if given.
     """
     ops = flow.order[: flow.turn]
     storages = list(dict.fromkeys(s for op in ops for s in flow.reads[op] + flow.writes[op]))
@@ -29,8 +27,7 @@ def price_cut(
 
     def hold(s: str) -> int:
         free = flow.graph.storage[s].homed or (flow.awaited(s) and flow.maker.get(s) not in number)
-        price = flow.graph.storage[s].nbytes * ns_per_byte if own is None else own.get(s, 0.0) * ns_per_byte
-        return 0 if free else round(price * scale)
+        return 0 if free else round(flow.graph.storage[s].nbytes * ns_per_byte * scale)
 
     problem = CutProblem(
         hold=tuple(hold(s) for s in storages),
@@ -64,34 +61,6 @@ def checkpoints(flow: Flow, count: int) -> list[Chosen]:
     """The operators of each of `count` segments that a checkpoint around it gives up, from the first segment on."""
     parts = segments(flow, count)
     return [inside(flow, part, last=part is parts[-1]) for part in parts]
-
-
-def closures_by_worth(flow: Flow, depth: int = 3) -> list[Chosen]:
-    """Producers whose inputs are held anyway, or made again by producers up to `depth` calls away, in the order of
-    bytes saved per nanosecond; of equals the earlier, whose results have longer to wait.
-    """
-    held = {s for s in flow.uses if flow.graph.storage[s].homed or flow.awaited(s)}
-
-    def closure(op: str, left: int) -> set[str] | None:
-        found = {op}
-        for s in flow.reads[op]:
-            if s in held:
-                continue
-            maker = flow.maker.get(s)
-            deeper = closure(maker, left - 1) if maker is not None and left > 1 else None
-            if deeper is None:
-                return None
-            found |= deeper
-        return found
-
-    ranked: list[tuple[float, int, set[str]]] = []
-    for op in flow.order[: flow.turn]:
-        nbytes = sum(flow.graph.storage[s].nbytes for s in flow.writes[op] if flow.awaited(s))
-        found = closure(op, depth) if nbytes and op in flow.repeatable else None
-        if found is not None:
-            ranked.append((nbytes / max(1, sum(flow.duration_of(o) for o in found)), flow.step[op], found))
-    ranked.sort(key=lambda r: (-r[0], r[1]))
-    return [frozenset(r[2]) for r in ranked]
 
 
 def closures_by_demand(flow: Flow, prices: list[Chosen]) -> list[Chosen]:

@@ -14,7 +14,7 @@ from ..ir.errors import InfeasibleError, InputError, TimeLimitError
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from ..solvers.result import Status
-from .instance import Instance, make_instance
+from .instance import Instance
 from .place import place
 from .realise import realise
 from .stays import Decisions, Placed, make_stays
@@ -149,7 +149,7 @@ class LeastTraffic:
             if left <= 0:
                 break
             try:
-                other = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+                other = instance.reordered(order)
                 found = solve_choice(pose(other, other.capacity_nbytes), time_limit_s=left / 2, seed=effort.seed)
                 if (found.bound or 0) < (best.moved or 0):
                     search = searched(other, replace(effort, time_limit_s=left / 2))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -154,10 +154,3 @@ def _counted(terms: Sequence[Term], scale: _Scale, bits: int) -> _Sum:
     for (j, w), (_, n) in zip(steps, counted, strict=True):
         error += abs(w * factor - n) * scale.most[j]
     return _Sum([(j, n) for j, n in counted if n], constant, factor, error)
-
-
-def as_whole(program: LinearProgram, columns: Indices) -> LinearProgram:
-    """`program` with these columns whole."""
-    integer = np.zeros(len(program.cost), dtype=np.bool_)
-    integer[columns] = True
-    return replace(program, integer=integer)

@@ -96,6 +96,11 @@ WRONG_PRESOLVE = ("1.14.0",)
 3043 and 3073, present from 1.14.0, repaired for 1.15. Linear programs are not concerned."""
 
 
+def whole_presolve(highs: Any) -> str:
+    """HiGHS's option 'presolve' for integer programs; `highs` is a `highspy.Highs`."""
+    return "off" if highs.version() in WRONG_PRESOLVE else "choose"
+
+
 class Highs:
     """One program inside HiGHS, kept so that a changed objective starts from the last basis."""
 
@@ -109,8 +114,8 @@ class Highs:
         self._highs.setOptionValue("threads", 1)
         # A tensor of a few bytes beside a capacity of terabytes is small, not zero.
         self._highs.setOptionValue("small_matrix_value", 1e-12)
-        if program.integer is not None and self._highs.version() in WRONG_PRESOLVE:
-            self._highs.setOptionValue("presolve", "off")
+        if program.integer is not None:
+            self._highs.setOptionValue("presolve", whole_presolve(self._highs))
         self._highs.passModel(_highs_lp(highspy, program))
 
     def set_cost(self, cost: Floats) -> None:

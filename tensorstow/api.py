@@ -56,17 +56,19 @@ def plan(
     profile: bool = False,
     time_limit_s: float = 20.0,
     seed: int = 0,
+    engine: str = "auto",
 ) -> PlanFile:
     """A certified plan for a model on `machine` (by default this box).
 
     `model` is an ONNX file, 'hf:DIR', 'file.py:callable', 'pkg.module:callable', or a PyTorch module; for a module
     `example_inputs` are a tuple of positional, a dictionary of keyword arguments, or one tensor. `dims` sets symbolic
-    dimensions. `profile` measures real passes here instead of using formulas.
+    dimensions. `profile` measures real passes here instead of using formulas. `engine` ('auto', 'highs', 'glop', 'cbc',
+    'cpsat') solves linear and integer programs.
     Raises InputError, InfeasibleError and TimeLimitError, each with what to do.
     """
     from .workflow import make_plan
 
-    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed)
+    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine)
     return make_plan(request, strategy=strategy).file
 
 
@@ -81,25 +83,25 @@ def compare(
     profile: bool = False,
     time_limit_s: float = 20.0,
     seed: int = 0,
+    engine: str = "auto",
     seeds: tuple[int, ...] = (),
     time_limits: Mapping[str, float] | None = None,
     workers: int = 0,
     memory_limit_nbytes: int | None = None,
 ) -> Comparison:
-    """Strategies (all by default) on one model, scored by one simulator against one bound.
+    """Strategies (by default some for the mode) on one model, scored by one simulator against one bound.
 
     Each runs once, with `seed`, or once for each of `seeds`. `time_limits` are seconds by strategy where they differ
     from `time_limit_s`. With `workers` above 0 each run has a process of its own, that many at a time, and
     `memory_limit_nbytes` of memory beside what such a process takes by itself; one that hangs or crashes then costs
     its own row alone. A script that asks for workers does so below `if __name__ == "__main__":`, as they import it.
     """
-    from .planner.compare import Trials
-    from .planner.strategies import strategy_names
+    from .planner.compare import Trials, default_names
     from .workflow import make_comparison
 
     trials = Trials(seeds or (seed,), dict(time_limits or {}), workers, memory_limit_nbytes)
-    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed)
-    return make_comparison(request, strategies or strategy_names(), trials=trials)
+    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine)
+    return make_comparison(request, strategies or default_names(mode), trials=trials)
 
 
 def _request(
@@ -111,11 +113,12 @@ def _request(
     profile: bool,
     time_limit_s: float,
     seed: int,
+    engine: str,
 ) -> Request:
     from .workflow import Request
 
     found = find_model(model, dims, example_inputs)
-    return Request(found, machine or Machine.detect(), mode, profile, time_limit_s, seed)
+    return Request(found, machine or Machine.detect(), mode, profile, time_limit_s, seed, engine)
 
 
 @overload

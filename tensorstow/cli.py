@@ -44,6 +44,9 @@ Mode = Annotated[str, typer.Option(help="inference; training needs a PyTorch mod
 Profile = Annotated[bool, typer.Option("--profile", help="Measure every operator on this box.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", metavar="S", min=0.1, help="Seconds the solver may take.")]
 Seed = Annotated[int, typer.Option(help="Seed of what is random in a strategy.")]
+Engine = Annotated[
+    str, typer.Option(help="What solves linear and integer programs: auto, highs, glop, cbc, cpsat.", metavar="NAME")
+]
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout.")]
 ProcessLimit = Annotated[
     str | None, typer.Option("--process-limit", metavar="SIZE", help="Bound the whole process instead of a tier.")
@@ -135,6 +138,7 @@ def _request(
     profile: bool,
     time_limit: float,
     seed: int,
+    engine: str,
     new: int | None = None,
 ) -> Any:
     from .hosts import get_machine
@@ -142,7 +146,7 @@ def _request(
 
     sizes = {name: parse_size(size) for name, size in _pairs(tiers, "tier").items()}
     found = get_machine(machine, progress=report.progress).with_capacity(sizes)
-    return Request(_model(model, _dims(dims), new), found, mode, profile, time_limit, seed)
+    return Request(_model(model, _dims(dims), new), found, mode, profile, time_limit, seed, engine)
 
 
 def _model(model: str, dims: dict[str, int], new: int | None) -> Any:
@@ -166,6 +170,7 @@ def plan(
     profile: Profile = False,
     time_limit: TimeLimit = 20.0,
     seed: Seed = 0,
+    engine: Engine = "auto",
     process_limit: ProcessLimit = None,
     new: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to generate after a prompt of --dim length tokens (hf:DIR).")
@@ -177,7 +182,7 @@ def plan(
     from .workflow import limit_process, make_plan
 
     _check_output(output)
-    request = _request(model, machine, tier, dim, mode, profile, time_limit, seed, new)
+    request = _request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new)
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
     else:
@@ -250,7 +255,10 @@ def compare(
     tier: Tiers = None,
     dim: Dims = None,
     mode: Mode = "inference",
-    names: Annotated[str | None, typer.Option("--strategies", metavar="A,B,...", help="Which; default: all.")] = None,
+    names: Annotated[
+        str | None,
+        typer.Option("--strategies", metavar="A,B,...", help="Which; default: some for the mode; all: every one."),
+    ] = None,
     profile: Profile = False,
     time_limit: TimeLimit = 20.0,
     limits: Annotated[
@@ -259,6 +267,7 @@ def compare(
     seed: Seed = 0,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="Run each strategy with each of these.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Run each this often: seeds from --seed on.")] = 1,
+    engine: Engine = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Runs at once, a process each; 0: in this process.")] = 1,
     memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory that a run may take beyond what a process begins with.")
@@ -271,8 +280,7 @@ def compare(
 ) -> None:
     """Score strategies side by side: one simulator, one bound."""
     from . import report_compare as tables
-    from .planner.compare import Trials
-    from .planner.strategies import strategy_names
+    from .planner.compare import Trials, chosen_names
     from .workflow import make_comparison
 
     to_stdout = csv_file is not None and str(csv_file) == "-"
@@ -281,10 +289,8 @@ def compare(
     _check_output(None if to_stdout else csv_file)
     memory = None if memory_limit is None else parse_size(memory_limit)
     trials = Trials(_seeds(seed, seeds, repeat), _limits(limits), workers, memory)
-    request = _request(model, machine, tier, dim, mode, profile, time_limit, seed)
-    chosen = strategy_names() if names is None else tuple(n.strip() for n in names.split(",") if n.strip())
-    if not chosen:
-        raise InputError(f"--strategies '{names}' names none; there are: {', '.join(strategy_names())}")
+    request = _request(model, machine, tier, dim, mode, profile, time_limit, seed, engine)
+    chosen = chosen_names(names, mode)
     comparison = make_comparison(request, chosen, report.progress, trials=trials)
     report.done()
     if csv_file is not None and not to_stdout:

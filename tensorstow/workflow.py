@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to plan. `profile` measures each operator on this box instead of using formulas."""
+    """What to plan. `profile` measures each operator on this box instead of using formulas; `engine` is one of
+    `solvers.engines.NAMES`."""
 
     model: Model
     machine: Machine
@@ -29,6 +30,7 @@ class Request:
     profile: bool = False
     time_limit_s: float = 20.0
     seed: int = 0
+    engine: str = "auto"
 
 
 PROFILED_PASSES = 5
@@ -52,6 +54,7 @@ def _plan(lowered: Lowered, machine: Machine, request: Request, strategy: str) -
         mode=request.mode,
         time_limit_s=request.time_limit_s,
         seed=request.seed,
+        engine=request.engine,
     )
 
 
@@ -165,6 +168,7 @@ def make_comparison(
             mode=request.mode,
             time_limit_s=request.time_limit_s,
             seed=request.seed,
+            engine=request.engine,
             trials=trials,
             progress=progress,
         )

@@ -24,7 +24,7 @@ from ...ir.errors import TimeLimitError
 from ...ir.plan import Plan
 from ...ir.sizes import format_size
 from ..fit import CUTS
-from ..instance import Instance, make_instance
+from ..instance import Instance
 from ..place import place
 from ..realise import realise
 from ..recompute_orders import Flow, recompute_order
@@ -71,7 +71,7 @@ class Capuchin:
             policy = _Policy(instance, flow, told)
             policy.choose()
             order = recompute_order(flow, policy.again)
-            posed = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+            posed = instance.reordered(order)
             evicted = evicted_gaps(posed, flow, policy.swapped)
             decisions = Decisions(evicted, {}, prefetch=True)
             stays = make_stays(posed, evicted)

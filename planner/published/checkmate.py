@@ -21,7 +21,7 @@ from ...ir.plan import Plan
 from ...ir.sizes import format_size
 from ...solvers.residency.recompute_stages import StageProblem, StageSolution, solve_stages
 from ...solvers.result import Status
-from ..instance import Instance, make_instance
+from ..instance import Instance
 from ..place import place
 from ..realise import realise
 from ..recompute_orders import Flow
@@ -138,7 +138,7 @@ def _realised(instance: Instance, solution: StageSolution, name: str, effort: Ef
     """The plan of what runs and is kept; None where it does not fit."""
     calls = [(t, i) for t, nodes in enumerate(solution.calls) for i in nodes if i < instance.steps]
     order = tuple(instance.order[i] for _, i in calls)
-    posed = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+    posed = instance.reordered(order)
     stage = [min(t, instance.steps) for t, _ in calls]
     evicted = _paged(posed, instance, solution, stage) if paging else frozenset[tuple[int, int]]()
     stays = make_stays(posed, evicted)

@@ -25,7 +25,7 @@ from typing import ClassVar
 from ...ir.errors import InfeasibleError, NotApplicableError, TimeLimitError
 from ...ir.plan import Plan
 from ...ir.sizes import format_size
-from ..instance import Instance, make_instance
+from ..instance import Instance
 from ..recompute_bound import flow_of
 from ..recompute_choice import Chosen, checkpoints, price_cut
 from ..recompute_orders import Flow, recompute_order
@@ -122,7 +122,7 @@ def least_computing(instance: Instance, flow: Flow, effort: Effort, name: str, c
     for chosen in candidates:
         order = recompute_order(flow, chosen)
         if order not in posed:
-            posed[order] = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+            posed[order] = instance.reordered(order)
         if time.monotonic() - began > effort.time_limit_s / 2:
             break
     fitting = [x for x in posed.values() if x.peak_of_all() <= instance.capacity_nbytes]

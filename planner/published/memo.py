@@ -26,7 +26,7 @@ from typing import ClassVar
 from ...ir.errors import NotApplicableError, TimeLimitError
 from ...ir.plan import Plan
 from ...ir.sizes import format_size
-from ..instance import Instance, make_instance
+from ..instance import Instance
 from ..place import place
 from ..realise import realise
 from ..recompute_orders import Flow, recompute_order
@@ -61,7 +61,7 @@ class Memo:
         for kept, alpha in self._choices(instance, flow, layers):
             swapped, again = layer_policy(flow, layers[: len(layers) - kept], alpha)
             order = recompute_order(flow, again)
-            posed = make_instance(instance.graph, instance.machine, mode=instance.mode, order=order)
+            posed = instance.reordered(order)
             evicted = evicted_gaps(posed, flow, swapped)
             stays = make_stays(posed, evicted)
             peak = live_peak(posed, stays)

@@ -229,7 +229,7 @@ def _lookups(
         weight = f"{name}.weight".lstrip(".")
         before = found[weight].steps if weight in found else ()
         found[weight] = Lookups(op, rows, 0, tuple(sorted({*before, *steps.get(op, ())})))
-    for name in set(program.calls.values()):
+    for name in program.calls.values():
         if name not in modules:
             raise PlanMismatchError(f"the plan calls '{name}', which the module does not have; plan again")
     return found

@@ -51,7 +51,7 @@ def _replace_everywhere(module: nn.Module, lazies: dict[int, LazyTensor], placed
         for key, value in part.__dict__.items():
             part.__dict__[key] = _replaced(value, lazies, depth=4)
         if isinstance(part, nn.RNNBase):
-            part._init_flat_weights()
+            part._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
     del originals
 
 
@@ -123,7 +123,7 @@ def _conversion(part: nn.Module) -> Callable[..., nn.Module]:
             for values in held:
                 values.update((name, own[name]) for name in values if name in own)
             if isinstance(part, nn.RNNBase):
-                part._init_flat_weights()
+                part._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
         return part
 
     return apply

@@ -31,7 +31,7 @@ class LazyTensor(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls, weights: Weights, source: Source, like: torch.Tensor, *, requires_grad: bool = False
+        cls: type[LazyTensor], weights: Weights, source: Source, like: torch.Tensor, *, requires_grad: bool = False
     ) -> LazyTensor:
         made: Any = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportPrivateUsage]
             cls,
@@ -39,7 +39,7 @@ class LazyTensor(torch.Tensor):
             strides=like.stride(),
             storage_offset=like.storage_offset(),
             dtype=like.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
             requires_grad=requires_grad,
         )
         made.weights, made.source, made.like = weights, source, like
@@ -80,7 +80,7 @@ def whole(weights: Weights, source: Source, *, parameter: bool) -> LazyTensor:
     """The lazy tensor that takes the place of a parameter or a buffer."""
     like = torch.empty_strided(source.shape, source.strides, dtype=source.dtype, device="meta")
     kind = LazyParameter if parameter else LazyTensor
-    made = kind(weights, source, like, requires_grad=source.requires_grad)
+    made = LazyTensor.__new__(kind, weights, source, like, requires_grad=source.requires_grad)
     made.is_whole = True
     return made
 

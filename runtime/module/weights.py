@@ -155,7 +155,7 @@ class Weights:
         """The weight in memory of its own, from the store: right at any time, slow, and outside the plan's memory."""
         self.memory.check_open()
         content = torch.empty(source.tensor.nbytes, dtype=torch.uint8)
-        target = memoryview(content.numpy())
+        target = content.numpy().data
         load_homed(self.memory.store, source.storage, source.tensor.offset, target, BOUNCE_NBYTES, never)
         return shaped(content, source)
 
@@ -168,7 +168,7 @@ class Weights:
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
             raise IndexError(f"index out of range in self: '{source.name}' has rows 0 to {rows - 1}")
         found = torch.empty((*indices.shape, *source.shape[1:]), dtype=source.dtype)
-        target = memoryview(found.view(-1).view(torch.uint8).numpy()) if found.numel() else memoryview(b"")
+        target = found.view(-1).view(torch.uint8).numpy().data if found.numel() else memoryview(b"")
         with self.using:
             self.memory.check_open()
             if self.inside.calls:

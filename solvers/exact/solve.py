@@ -6,6 +6,7 @@ import time
 import warnings
 from typing import Any
 
+from ..linear import whole_presolve
 from ..result import Result, Status
 from .check import check_traffic, moved_nbytes
 from .model import Model, build
@@ -123,6 +124,8 @@ def _run(api: Any, model: Model, objective: Any, engine: str, time_limit_s: floa
 
 def _engine(api: Any, engine: str, time_limit_s: float) -> Any:
     if engine == "highs":
+        import highspy
+
         return api.HiGHS(
             msg=False,
             timeLimit=time_limit_s,
@@ -130,6 +133,7 @@ def _engine(api: Any, engine: str, time_limit_s: float) -> Any:
             gapAbs=0.0,
             threads=1,
             mip_feasibility_tolerance=TOLERANCE,
+            presolve=whole_presolve(highspy.Highs()),
             primal_feasibility_tolerance=TOLERANCE,
         )
     options = [f"integerTolerance {TOLERANCE}", f"primalTolerance {TOLERANCE}", "allowableGap 0", "ratioGap 0"]

@@ -233,7 +233,11 @@ def test_a_strategy_that_finds_no_plan_on_the_slowed_link_may_find_one_on_the_ot
             raise TimeLimitError("no addresses were found")
         return whole(BELADY, top, effort)
 
+    def none_found(*given: object, **named: object) -> list[Plan]:
+        del given, named
+        return []
+
     monkeypatch.setattr(type(STOW), "plan", plan)
-    monkeypatch.setattr("tensorstow.planner.levels.lean_plans", lambda *_, **__: [])
+    monkeypatch.setattr("tensorstow.planner.levels.lean_plans", none_found)
     assert planned(STOW, instance)
-    assert len(set(calls)) == 2
+    assert len(set(calls)) > 1

@@ -1,5 +1,8 @@
 """Formulas of ATen operators against numbers worked out by hand."""
 
+# Small lambdas over tensors stand for operators here; their parameters have no annotations.
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

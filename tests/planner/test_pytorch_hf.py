@@ -53,9 +53,8 @@ def _mixtral() -> Any:
 
 
 def _t5() -> Any:
-    config = transformers.T5Config(
-        vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
-    )
+    start: dict[str, Any] = {"decoder_start_token_id": 0}
+    config = transformers.T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **start)
     return transformers.T5ForConditionalGeneration(config)
 
 
@@ -228,7 +227,7 @@ def test_a_kept_part_is_filled_and_the_rest_stays_without_memory(saved: Saved) -
     assert held == {"transformer.ln_f.weight", "transformer.wte.weight"}
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_a_lowered_skeleton_is_bound_to_the_bytes_of_its_files(saved: Saved, name: str) -> None:
     directory = open_directory(saved(name))
     assert directory.files is not None

@@ -277,7 +277,10 @@ def _bert() -> tuple[Any, Any, dict[str, torch.Tensor]]:
     return BertModel, config, {"input_ids": IDS}
 
 
-@pytest.mark.parametrize("make", [_llama, _gpt2, _t5, _mixtral, _mamba, _whisper, _bert])
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (_mixtral, _mamba, _whisper)]
+
+
+@pytest.mark.parametrize("make", [_llama, _gpt2, _t5, _bert, *SLOW])
 def test_networks_of_transformers_without_weights(make: Callable[[], tuple[Any, Any, dict[str, torch.Tensor]]]) -> None:
     kind, config, inputs = make()
     with torch.device("meta"):

@@ -25,7 +25,7 @@ from tensorstow.planner.published.memo import Memo
 from tensorstow.planner.realise import realise
 from tensorstow.planner.recompute import StowRecompute
 from tensorstow.planner.recompute_bound import flow_of, recompute_bound
-from tensorstow.planner.recompute_choice import checkpoints, closures_by_worth, price_cut, price_cuts
+from tensorstow.planner.recompute_choice import checkpoints, price_cut, price_cuts
 from tensorstow.planner.recompute_orders import is_random, made_anew, recompute_order, repeatable, repeated
 from tensorstow.planner.recompute_resident import held_nbytes
 from tensorstow.planner.recompute_score import expected_ns, order_problem
@@ -213,7 +213,7 @@ def test_accepted_plans_are_above_the_bound(graph: Graph, room: float, rate: flo
     instance = make_instance(graph, box)
     flow = flow_of(instance)
     fine, coarse = (recompute_bound(instance, windows=w)[0] for w in (100, windows))
-    sets = [*price_cuts(flow, (-2, 0, 2)), *closures_by_worth(flow)[:2], *checkpoints(flow, 2)]
+    sets = [*price_cuts(flow, (-2, 0, 2)), frozenset(flow.repeatable), *checkpoints(flow, 2)]
     for chosen in [frozenset[str](), *sets]:
         posed = make_instance(graph, box, order=recompute_order(flow, chosen))
         assert held_nbytes(instance, flow, chosen) == posed.peak_of_all()

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tensorstow.executors import open_executor
+from tensorstow.hosts import get_machine
 from tensorstow.ir.errors import ExecutionError, InfeasibleError
 from tensorstow.ir.files import PlanFile
 from tensorstow.ir.machine import Machine
 from tensorstow.planner.build import plan_graph
 from tensorstow.planner.onnx import Lowered, apply_lookups, lower_onnx, model_source, tables
 from tensorstow.planner.tile import smallest_budget, tile
-from tensorstow.executors import open_executor
-from tensorstow.hosts import get_machine
 
 from ..models import write_gpt
 

@@ -86,11 +86,15 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not func.is_view:
-            found = [self.names.get(t.untyped_storage()._cdata) for t in _tensors((args, kwargs or {}))]
+            found = [self.names.get(_storage(t)) for t in _tensors((args, kwargs or {}))]
             read = tuple(dict.fromkeys(n for n in found if n is not None))
             if read:
                 self.reads.append((self.where[-1], func.overloadpacket.__name__, read))
         return func(*args, **(kwargs or {}))
+
+
+def _storage(value: torch.Tensor) -> int:
+    return value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _tensors(value: Any) -> Iterable[torch.Tensor]:
@@ -138,7 +142,7 @@ def record(
     named = _named(module)
     for name, value in named.items():
         if isinstance(value, nn.Parameter) and value.nbytes > kept_nbytes:
-            tied.setdefault(value.untyped_storage()._cdata, []).append(name)
+            tied.setdefault(_storage(value), []).append(name)
     with torch.no_grad(), _innermost(module) as where:
         watch = _Watch({key: names[0] for key, names in tied.items()}, where)
         with watch:

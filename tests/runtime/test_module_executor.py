@@ -68,7 +68,7 @@ def tokens(seed: int, *shape: int) -> torch.Tensor:
     return torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def small(folder: Path, share: float, **options: Any) -> tuple[Small, list[tuple[torch.Tensor, Any]], ModuleExecutor]:
+def small(folder: Path, share: float, **options: Any) -> tuple[Any, list[tuple[torch.Tensor, Any]], ModuleExecutor]:
     """An executor, with inputs of several lengths and what they give."""
     torch.manual_seed(0)
     module = Small().eval()
@@ -116,7 +116,7 @@ def test_controls_and_profile_leave_the_results_alone(tmp_path: Path) -> None:
 def test_calls_that_are_skipped_repeated_or_partial(tmp_path: Path) -> None:
     module, cases, executor = small(tmp_path, 0.2)
     inputs, expected = cases[0]
-    fresh = Small().eval()
+    fresh: Any = Small().eval()
     with executor:
         fresh.load_state_dict(module.state_dict())
         x = torch.randn(2, 4, 32)
@@ -368,7 +368,11 @@ def test_hooks_and_gradients(tmp_path: Path) -> None:
     seen: list[float] = []
     with executor:
         truth = module.layers[1].gates.norm().item()
-        hook = module.layers[1].up.register_forward_hook(lambda *_: seen.append(module.layers[1].gates.norm().item()))
+
+        def look(*_: object) -> None:
+            seen.append(module.layers[1].gates.norm().item())
+
+        hook = module.layers[1].up.register_forward_hook(look)
         found = module(inputs)
         hook.remove()
         assert seen == [truth]
