@@ -215,7 +215,8 @@ def solve_tiers(problem: TieredProblem, *, time_limit_s: float = 60.0, engine: s
         return Result(first.status, None, None, bound, seconds, method, first.detail)
     solution = _read(parts, model, chosen.values, first.duals)
     objective = max(float(sum(problem.durations_ns)) + math.fsum(solution.stall_ns), bound)
-    allowed_ns = _MORE_WAITING * len(problem.durations_ns) * model.ns_unit
+    # Time is counted in whole nanoseconds: less than one is no difference.
+    allowed_ns = max(_MORE_WAITING * len(problem.durations_ns) * model.ns_unit, 1.0)
     proven = objective <= bound * (1 + _TOLERANCE) + allowed_ns
     status = Status.OPTIMAL if proven else (Status.ERROR if first.status == Status.ERROR else Status.FEASIBLE)
     return Result(status, solution, objective, bound, seconds, method, "" if proven else first.detail)
