@@ -64,7 +64,7 @@ def chosen_names(listed: str | None, mode: str) -> tuple[str, ...]:
     if names == (ALL,):
         return strategy_names()
     if not names:
-        raise InputError(f"'{listed}' names no strategy; give '{ALL}', or some of: {', '.join(strategy_names())}")
+        raise InputError(f"--strategies '{listed}' names none; give '{ALL}', or some of: {', '.join(strategy_names())}")
     return names
 
 

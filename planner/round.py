@@ -19,11 +19,12 @@ def diffuse(instance: Instance, absent: Sequence[float], phase: float) -> set[in
     """Indices of the gaps to evict: in the order of use, evict whenever the bytes that the LP wants absent exceed what
     was evicted so far by the share `phase` of the gap at hand. The loads stay spread over the pass as the LP has them.
     """
-    order = sorted(range(len(instance.gaps)), key=lambda g: instance.gaps[g].end % instance.steps)
+    gaps, steps = instance.gaps, instance.steps
+    order = sorted(range(len(gaps)), key=lambda g: gaps[g].end % steps)
     owed = 0.0
     evicted: set[int] = set()
     for g in order:
-        nbytes = instance.items[instance.gaps[g].item].nbytes
+        nbytes = instance.items[gaps[g].item].nbytes
         owed += absent[g] * nbytes
         if absent[g] > 1e-6 and owed >= phase * nbytes:
             evicted.add(g)
@@ -39,8 +40,9 @@ def largest_first(instance: Instance, absent: Sequence[float]) -> set[int]:
     """Indices of the gaps to evict: in each window of the order as many bytes as the LP wants absent there, from the
     largest items down, what is left over carried on. Fewer transfers: each one costs the computing threads a little.
     """
-    order = sorted(range(len(instance.gaps)), key=lambda g: instance.gaps[g].end % instance.steps)
-    sizes = [instance.items[gap.item].nbytes for gap in instance.gaps]
+    gaps, steps = instance.gaps, instance.steps
+    order = sorted(range(len(gaps)), key=lambda g: gaps[g].end % steps)
+    sizes = [instance.items[gap.item].nbytes for gap in gaps]
     owed = 0.0
     evicted: set[int] = set()
     for window in range(WINDOWS):

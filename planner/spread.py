@@ -8,8 +8,9 @@ its address allows, and every store may end as late.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,8 @@ class _Yard:
     """Who occupies which addresses when, cyclically; rows are pieces."""
 
     def __init__(self, instance: Instance, pieces: list[Placed], bottom: int, clock: Clock, landing: Landing) -> None:
+        from ..solvers import neighbours  # it imports numba
+
         self.pieces = pieces
         self.clock = clock
         self.steps = instance.steps
@@ -79,6 +82,9 @@ class _Yard:
         self.least_nbytes = worth_moving(instance)
         self.latest_end = bottom  # of the address range that was given last
         self.calendar = Calendar(instance.steps)
+        self.search: Any = neighbours
+        self.look = max(1, instance.steps // FIRST_LOOK)
+        self._ages: Ints = np.zeros(0, dtype=np.int64)
         room = 2 * len(pieces) + 64
         self.columns: Ints = np.zeros((4, room), dtype=np.int64)
         for i, p in enumerate(pieces):
@@ -87,25 +93,11 @@ class _Yard:
         self.before: dict[int, list[int]] = {i: [p] for i, p in before.items()}
         self.after: dict[int, list[int]] = {p: [i] for i, p in before.items()}
 
-    @property
-    def low(self) -> Ints:
-        """First address of each row, -1 where it has none."""
-        return self.columns[0, : len(self.pieces)]
-
-    @property
-    def high(self) -> Ints:
-        """End of the addresses of each row."""
-        return self.columns[1, : len(self.pieces)]
-
-    @property
-    def start(self) -> Ints:
-        """First step of each row."""
-        return self.columns[2, : len(self.pieces)]
-
-    @property
-    def end(self) -> Ints:
-        """Step after the last of each row."""
-        return self.columns[3, : len(self.pieces)]
+    def ages(self) -> Ints:
+        """Room for one number of each row."""
+        if len(self._ages) < len(self.calendar.out):
+            self._ages = np.zeros(len(self.calendar.out), dtype=np.int64)
+        return self._ages
 
     def _write(self, i: int, p: Placed) -> None:
         if i == self.columns.shape[1]:
@@ -119,14 +111,12 @@ class _Yard:
         first = piece.stay.first
         start_ns = max(wanted_ns, clock.time_of(free_of_itself(self.pieces, i, self.before[i], self.steps)))
         begin = clock.instant_at(start_ns)
-        rows = self.calendar.touching(min(begin, first), piece.end)
-        rows = rows[(rows != i) & (self.high[rows] > self.bottom)]
-        ages = self._ages(piece, rows)
-        near, ages = rows[ages < first - begin], ages[ages < first - begin]
+        near, ages = self._not_yet_free(i, begin)
         free_ns = np.where(ages < 0, np.inf, clock.times_of(first - ages))
+        low, high = self.columns[:2, near]
         base, _ = land(
-            self.low[near],
-            self.high[near],
+            low,
+            high,
             free_ns,
             bottom=self.bottom,
             top=self.top,
@@ -141,8 +131,8 @@ class _Yard:
         if base < 0:
             return False
         self.latest_end = base + piece.nbytes
-        parts = segments(self.low[near], self.high[near], free_ns, base, piece.nbytes, float(start_ns))
-        self._come_in_parts(i, base, _joined(parts, self.alignment, self.least_nbytes), start_ns)
+        parts = segments(low, high, free_ns, base, piece.nbytes, float(start_ns))
+        self._come_in_parts(i, base, joined(parts, self.alignment, self.least_nbytes), start_ns)
         return True
 
     def _come_in_parts(self, i: int, base: int, parts: list[tuple[int, int, float]], start_ns: float) -> None:
@@ -174,55 +164,31 @@ class _Yard:
                 if others:
                     links[row] = others
 
-    def _ages(self, piece: Placed, rows: Ints) -> Ints:
-        """For each of `rows`: for how many steps before the load's use its addresses have been free; -1: occupied at
-        some step until the piece ends. A row without an address counts as free."""
-        a, length = piece.stay.first, piece.end - piece.stay.first
-        low, _, start, end = self.columns[:, rows]
-        busy_at_first = (a - start) % self.steps < end - start
-        begins_within = (start - a) % self.steps < length
-        ages = np.where(busy_at_first | begins_within, -1, (a - end) % self.steps)
-        return np.where(low < 0, self.steps, ages)
-
-    def _neighbours(self, i: int, start: int, end: int) -> Ints:
-        """Rows that share an address with row `i`: all that last in some step of [start, end), and some others."""
-        rows = self.calendar.touching(start, end)
-        low, high = self.columns[:2, rows]
-        return rows[(low < self.high[i]) & (high > self.low[i]) & (rows != i)]
+    def _not_yet_free(self, i: int, begin: int) -> tuple[Ints, Ints]:
+        """The rows whose addresses are not free from instant `begin` until load `i` ends, and for how many steps before
+        its use each has been; -1: occupied at some step until it ends. A row without an address counts as free."""
+        piece, calendar = self.pieces[i], self.calendar
+        count = self.search.not_yet_free(
+            calendar.lists, self.columns, i, begin, piece.stay.first, piece.end, self.bottom, calendar.out, self.ages()
+        )
+        return calendar.out[:count], self.ages()[:count]
 
     def free_since(self, i: int) -> int:
         """The earliest instant from which the addresses of load `i` are free until its use."""
-        piece = self.pieces[i]
+        piece, calendar = self.pieces[i], self.calendar
         since = free_of_itself(self.pieces, i, self.before[i], self.steps)
-        for steps in self._windows(piece.stay.first - since):
-            rows = self._neighbours(i, piece.stay.first - steps, piece.end)
-            age = int(self._ages(piece, rows).min(initial=self.steps))
-            if age <= steps:
-                return max(piece.stay.first - age, since)
-        return since
+        first, end = piece.stay.first, piece.end
+        return int(self.search.free_since(calendar.lists, self.columns, i, first, end, since, self.look, calendar.out))
 
     def free_until(self, i: int) -> int:
         """The latest instant until which the addresses of store `i` stay free; not past its item's next stay."""
-        piece, end = self.pieces[i], int(self.end[i])
+        piece, end, calendar = self.pieces[i], self.pieces[i].end, self.calendar
         latest = min(end + self.steps, piece.start + self.steps)
         for q in self.after.get(i, []):
             following = self.pieces[q]
             pause = (following.stay.first - piece.stay.last - 1) % self.steps
             latest = min(latest, piece.stay.last + 1 + pause - (following.stay.first - following.start))
-        for steps in self._windows(latest - end):
-            until = (self.start[self._neighbours(i, end, end + steps)] - end) % self.steps
-            nearest = int(until.min(initial=self.steps))
-            if nearest <= steps:
-                return min(latest, end + nearest)
-        return latest
-
-    def _windows(self, most: int) -> Iterator[int]:
-        """Numbers of steps in which to look for something near, each twice the one before, up to `most`."""
-        steps = max(1, self.steps // FIRST_LOOK)
-        while steps < most:
-            yield steps
-            steps *= 2
-        yield max(1, min(most, self.steps))
+        return int(self.search.free_until(calendar.lists, self.columns, i, end, latest, self.look, calendar.out))
 
     def finish_stores(self, stores: Sequence[int]) -> None:
         """Let what is stored keep its place until that can be done, as far as others leave it the place."""
@@ -252,16 +218,21 @@ class _Yard:
         self.calendar.add(i, self.pieces[i].start, instant)
 
 
-def _joined(parts: list[tuple[int, int, float]], alignment: int, least_nbytes: int) -> list[tuple[int, int, float]]:
-    """Parts of whole blocks, none below `least_nbytes` but where there is only one: small ones go with a neighbour."""
+def joined(parts: list[tuple[int, int, float]], alignment: int, least_nbytes: int) -> list[tuple[int, int, float]]:
+    """Parts of whole blocks, none below `least_nbytes` but where there is only one: small ones go with a neighbour.
+
+    A block across the edge of two parts belongs to the one that is free later.
+    """
     found: list[tuple[int, int, float]] = []
-    for lo, hi, free in parts:
-        lo = found[-1][1] if found else lo
-        hi = min(-(-hi // alignment) * alignment, parts[-1][1])
+    for k, (_, hi, free) in enumerate(parts):
+        lo = found[-1][1] if found else 0
+        if k + 1 < len(parts):
+            hi = hi // alignment * alignment if free < parts[k + 1][2] else -(-hi // alignment) * alignment
+            hi = min(hi, parts[-1][1])
         if hi <= lo:
-            found[-1] = (found[-1][0], found[-1][1], max(found[-1][2], free))
-        elif found and min(hi - lo, found[-1][1] - found[-1][0]) < least_nbytes:
-            found[-1] = (found[-1][0], hi, max(found[-1][2], free))
-        else:
+            continue
+        if not found or min(hi - lo, found[-1][1] - found[-1][0]) >= least_nbytes:
             found.append((lo, hi, free))
+        else:
+            found[-1] = (found[-1][0], hi, max(found[-1][2], free))
     return found

@@ -70,12 +70,12 @@ def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Deci
     steps = instance.steps
     room = dict(pauses_before(pieces, steps).values())
     done = clock.earliest_ends([store_job(i, pieces[i]) for i in stores])
-    free = room_nbytes - _live(pieces, steps)
+    free: list[int] = (room_nbytes - _live(pieces, steps)).tolist()
     for i in stores:
-        end = pieces[i].stay.last + 1
+        nbytes, end = pieces[i].nbytes, pieces[i].stay.last + 1
         latest = min(max(end, done.get(i, end)), end + room.get(i, 0))
-        while end < latest and free[end % steps] >= pieces[i].nbytes:
-            free[end % steps] -= pieces[i].nbytes
+        while end < latest and free[end % steps] >= nbytes:
+            free[end % steps] -= nbytes
             end += 1
         pieces[i].end = end
 

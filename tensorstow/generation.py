@@ -13,7 +13,8 @@ from .ir.graph import Graph
 from .ir.machine import Machine
 from .ir.program import ModelSource
 from .models import Lowered
-from .modules import HF, ModuleModel, module_from_entry, with_sizes
+from .modules import ModuleModel, module_from_entry, with_sizes
+from .planner.entry import HF
 
 if TYPE_CHECKING:
     from .planner.pytorch.generation import Generation

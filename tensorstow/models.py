@@ -96,11 +96,11 @@ def find_model(model: object, dims: Mapping[str, int] = NO_DIMS, example_inputs:
 
     Raises InputError for what is none of these.
     """
-    from .modules import is_module_entry
+    from .planner.entry import is_entry
 
     if isinstance(model, (str, os.PathLike)):
         text = os.fspath(model)
-        if is_module_entry(text):
+        if is_entry(text):
             if example_inputs is not None:
                 raise InputError(f"'{text}' brings its own example inputs; give none")
             from .modules import module_from_entry

@@ -16,7 +16,8 @@ from .ir.errors import InputError
 from .ir.files import PlanFile
 from .ir.paths import cache_dir
 from .ir.program import ModuleProgram
-from .modules import HF, ModuleModel, module_from_entry
+from .modules import ModuleModel, module_from_entry
+from .planner.entry import HF
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,6 +13,7 @@ from .ir.errors import InputError
 from .ir.machine import Machine
 from .ir.program import ModelSource, SourceFile
 from .models import Lowered
+from .planner.entry import HF, Directory, as_call, make, parse_entry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,14 +21,8 @@ if TYPE_CHECKING:
     from .planner.pytorch import ModuleLowered, OpLowered
     from .planner.pytorch.matching import Matched
 
-HF = "hf:"
 MEASURED_S = 20.0
 """Seconds that measuring a model's operators may take; each distinct one is measured once on a box."""
-
-
-def is_module_entry(text: str) -> bool:
-    """Whether `text` names a module: 'hf:DIR', 'file.py:callable' or 'pkg.module:callable'."""
-    return text.startswith(HF) or (":" in text and not Path(text).exists())
 
 
 @dataclass(frozen=True)
@@ -148,16 +143,12 @@ def module_in_memory(module: object, dims: Mapping[str, int], example_inputs: ob
         raise InputError("a module is planned for inputs of certain shapes: give example_inputs, a tuple or a dict")
     if dims:
         raise InputError("a module in memory has no symbolic dimensions; its example inputs say the shapes")
-    from .planner.pytorch.entry import as_call
-
     args, kwargs = as_call(example_inputs, "example_inputs")
     return ModuleModel(type(module).__name__, cast("nn.Module", module), args, kwargs)
 
 
 def module_from_entry(text: str, dims: Mapping[str, int]) -> ModuleModel:
     """The module that 'hf:DIR', 'file.py:callable' or 'pkg.module:callable' names."""
-    from .planner.pytorch.entry import Directory, make, parse_entry
-
     found = parse_entry(text)
     if isinstance(found, Directory):
         return _from_directory(found.path, dims)

@@ -19,6 +19,7 @@ from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 import tensorstow as ts
+from tensorstow.planner.compare import DEFAULTS
 from tests.conftest import Cli
 from tests.models import write_cnn, write_mlp
 
@@ -152,7 +153,8 @@ def test_a_run_whose_bits_differ_is_our_fault(cli: Cli, plan: Path, monkeypatch:
 
 
 def test_compare_json(cli: Cli, model: Path) -> None:
-    said = cli("compare", model, "--tier", "dram=900KiB", "--json")
+    names = ",".join(sorted({*DEFAULTS["inference"], *BASELINES}))
+    said = cli("compare", model, "--tier", "dram=900KiB", "--strategies", names, "--json")
     assert said.status == 0
     assert said.err == ""
     assert set(said.json) >= {"bound_s", "rows"}
@@ -163,6 +165,8 @@ def test_compare_json(cli: Cli, model: Path) -> None:
     answered = [r for r in rows.values() if r["simulated_s"] is not None]
     assert all(r["simulated_s"] >= said.json["bound_s"] * (1 - 1e-6) for r in answered)
     assert rows["stow"]["simulated_s"] == min(r["simulated_s"] for r in answered)
+    usual = cli("compare", model, "--tier", "dram=900KiB", "--json").json
+    assert [r["strategy"] for r in usual["rows"]] == list(DEFAULTS["inference"])
     two = cli("compare", model, "--tier", "dram=900KiB", "--strategies", "lru, belady", "--json").json
     assert [r["strategy"] for r in two["rows"]] == ["lru", "belady"]
 

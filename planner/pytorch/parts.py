@@ -14,6 +14,7 @@ from ..costs import duration_ns
 from .lowered import OpLowered, Weight
 from .placed import placed_weights
 from .tables import LOOKUP, rows_picked, tables
+from .views import OPAQUE
 
 ENGINE = "torch"
 
@@ -45,7 +46,8 @@ def parts(
     A part begins at each operator that reads placed weights (see `placed_weights`) which the part so far has not read;
     what comes before the first reading belongs to the first part. The operator of a part is named after the module
     whose forward reads its weights, later ones of that module with '#2', '#3', ...; its inputs are the tensors of
-    these weights, in order of reading. Its time is the sum of those of its operators, and its workspace the most bytes
+    these weights, in order of reading, and a token without bytes that the part before it makes: their order is the
+    module's. Its time is the sum of those of its operators, and its workspace the most bytes
     that activations take at once while it runs, those that live across it included, with the kernels' own workspace
     and all that is not placed. A weight that no operator reads is placed too: it has no residency, and its bytes stay
     in the store.
@@ -62,7 +64,7 @@ def parts(
     workspace = _workspaces(lowered, frozenset(placed))
     operators: list[Operator] = []
     program_lookups: dict[str, Lookup] = {}
-    for name, part in zip(ids, found, strict=True):
+    for k, (name, part) in enumerate(zip(ids, found, strict=True)):
         times = [_operator_ns(lowered, i, unit, lookups, link) for i in range(part.start, part.stop)]
         if part.lookup is not None:
             program_lookups[name] = _lookup(placed[lookups[part.lookup]])
@@ -70,8 +72,8 @@ def parts(
             Operator(
                 id=name,
                 op_type="Part" if part.lookup is None else LOOKUP,
-                inputs=tuple(part.weights),
-                outputs=(),
+                inputs=(*part.weights, *((_token(ids[k - 1]),) if k else ())),
+                outputs=(_token(name),),
                 cost_class="part" if part.lookup is None else "lookup",
                 dtype=_main_dtype(lowered, part),
                 flops=sum(o.flops for o in lowered.graph.operators[part.start : part.stop]),
@@ -128,6 +130,11 @@ def _operator_ns(lowered: OpLowered, index: int, unit: Unit, lookups: dict[str, 
         return duration_ns(op, unit)
     lookup = _lookup(lowered.weights[lookups[op.id]])
     return rows_picked(lowered, op.id) * link.transfer_ns(lookup.row_nbytes)
+
+
+def _token(part: str) -> str:
+    """What stands for all that a part computes."""
+    return f"{part} is done"
 
 
 def _lookup(weight: Weight) -> Lookup:
@@ -187,6 +194,8 @@ def _graph(lowered: OpLowered, placed: dict[str, Weight], operators: list[Operat
     for name in (*lowered.graph.inputs, *lowered.graph.outputs):
         given = lowered.graph.tensor[name]
         tensors.setdefault(name, Tensor(name, given.dtype, given.shape, None, given.nbytes))
+    for op in operators:
+        tensors.update((t, Tensor(t, OPAQUE, None, None, 0)) for t in op.outputs)
     return Graph(
         name=lowered.graph.name,
         storages=storages,

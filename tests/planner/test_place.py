@@ -12,6 +12,7 @@ from tensorstow.planner.build import find_bound, run_strategy
 from tensorstow.planner.instance import make_instance
 from tensorstow.planner.place import place
 from tensorstow.planner.realise import realise
+from tensorstow.planner.spread import joined
 from tensorstow.planner.stays import Decisions, bodies_of, live_peak, make_stays, stays_of
 from tensorstow.planner.strategies import Effort, strategies
 
@@ -105,3 +106,24 @@ def test_a_graph_that_trains_runs_in_less_than_all_of_it() -> None:
     assert plan.certificate.simulated_s <= 1.3 * bound.seconds
     with pytest.raises(InfeasibleError):
         strategies(["resident"])[0].plan(instance, Effort(1))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), min_size=1, max_size=8),
+    st.integers(1, 7),
+    st.integers(0, 9),
+)
+def test_joined_parts_are_free_when_they_begin(lengths: list[tuple[int, int]], alignment: int, least: int) -> None:
+    """Whole blocks that cover the range, each free no sooner than every byte of it."""
+    parts: list[tuple[int, int, float]] = []
+    for length, free in lengths:
+        lo = parts[-1][1] if parts else 0
+        parts.append((lo, lo + length, float(free)))
+    found = joined(parts, alignment, least)
+    assert [lo for lo, _, _ in found] == [0, *(hi for _, hi, _ in found[:-1])]
+    assert found[-1][1] == parts[-1][1]
+    for lo, hi, free in found:
+        assert lo % alignment == 0
+        assert free >= max(f for a, b, f in parts if a < hi and lo < b)
+    assert len(found) == 1 or min(hi - lo for lo, hi, _ in found[:-1]) >= min(least, found[0][1])

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from ...ir.errors import InputError, TensorstowError
+from ..ir.errors import InputError, TensorstowError
 
 HF = "hf:"
 RETURNS = "(module, example_inputs) or (module, example_inputs, loss)"

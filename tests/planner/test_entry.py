@@ -1,4 +1,4 @@
-"""Tests of planner/pytorch/entry.py."""
+"""Tests of planner/entry.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tensorstow.ir.errors import InputError
-from tensorstow.planner.pytorch.entry import Directory, Maker, as_call, is_entry, make, parse_entry
+from tensorstow.planner.entry import Directory, Maker, as_call, is_entry, make, parse_entry
 
 GOOD = """
 import torch
