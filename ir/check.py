@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from .chains import covers
 from .codec import digest
+from .collecting import without_collecting
 from .contents import Violation, check_contents
 from .errors import InputError
 from .graph import Graph, Storage
@@ -22,6 +23,7 @@ from .uses import Uses, boundary_storages, storage_uses
 TIME_TOLERANCE = 1e-6  # relative: seconds in a certificate are rounded nanoseconds
 
 
+@without_collecting()
 def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
     """Every violation of `plan`; empty when the plan is right."""
     found = [*_check_identity(plan, graph, machine), *_check_shape(plan, graph, machine)]

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ..ir.codec import digest
+from ..ir.collecting import without_collecting
 from ..ir.errors import InfeasibleError, InputError
 from ..ir.graph import Graph, Storage
 from ..ir.machine import Link, Machine, Tier, Unit
@@ -96,8 +97,9 @@ class Instance:
         With tiers in the middle: over the topmost of them, as if it held everything.
         """
         if capacity_nbytes not in self._relaxed:
-            problem = self.residency_problem(capacity_nbytes)
-            self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s, engine=self.engine)
+            with without_collecting():
+                problem = self.residency_problem(capacity_nbytes)
+                self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s, engine=self.engine)
         return self._relaxed[capacity_nbytes]
 
     def remember(self, capacity_nbytes: int, result: Result[ResidencySolution]) -> None:
@@ -191,6 +193,7 @@ def round_up(nbytes: int, alignment: int) -> int:
     return -(-nbytes // alignment) * alignment
 
 
+@without_collecting()
 def make_instance(
     graph: Graph,
     machine: Machine,

@@ -29,6 +29,8 @@ def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan
     for p in sorted(placed, key=lambda p: (p.stay.first, p.stay.item)):
         item = instance.items[p.stay.item]
         hi = min(p.lo + p.nbytes, instance.graph.storage[item.storage].nbytes)
+        if hi <= p.lo:  # nothing but what fills its last block
+            continue
         shift = instance.steps if p.start < 0 else 0
         start, end = p.start + shift, p.end + shift
         residencies.append(Residency(item.storage, instance.fast.name, p.lo, hi, p.offset, start, end))

@@ -14,9 +14,11 @@ from ..ir.plan import Plan
 from ..ir.simulate import simulate
 from ..solvers.landing import LOWEST, land
 from ..solvers.packing.solve import load_compiled
+from .fit import CUTS
 from .instance import Instance
 from .place import place
 from .realise import realise
+from .replay import farthest, replay_cache
 from .round import (
     diffuse,
     fill,
@@ -29,6 +31,7 @@ from .round import (
     to_decisions,
     worth_moving,
 )
+from .spread import load_searches
 from .stays import Decisions, Landing, live_peak, stays_of
 
 TRANSFER_NBYTES = 256 << 10
@@ -48,6 +51,12 @@ LIKE_CUT = 0.01
 
 PACKING_S = 0.3
 """Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
+
+INSISTING_S = 4 * PACKING_S
+"""The same where nothing else could be placed."""
+
+USUAL_SHARE = 0.2
+"""The part of the search that may go to what is done without us."""
 
 FRUITLESS_ROUNDS = 5
 LATE_NS = 1000
@@ -70,6 +79,7 @@ def warm_up() -> None:
         bottom=0, top=2, nbytes=1, alignment=1, start_ns=0.0, due_ns=0.0, bytes_per_ns=1.0, rule=LOWEST, pointer=0,
     )  # fmt: skip
     load_compiled([], None)
+    load_searches()
 
 
 @dataclass
@@ -177,14 +187,48 @@ class Search:
         ends = tried[max(at - 1, 0) : at + 2]
         return [(a + b) // 2 for a, b in pairwise(ends) if b > a + 1]
 
-    def score(self, decisions: Decisions) -> float:
+    def usual(self) -> None:
+        """Belady's cache with the least room given up that packs: what is done without us, so that no plan is worse.
+        Where that takes long, the room is short, and this is not what will be best."""
+        instance, until = self.instance, time.monotonic() + self.time_s * USUAL_SHARE
+        least = max(instance.base_nbytes, default=0)
+        for share in CUTS:
+            if self.finished or time.monotonic() > until:
+                return
+            capacity = instance.capacity_nbytes - int(share * (instance.capacity_nbytes - least))
+            cached = replay_cache(instance, capacity, farthest, prefetch=True)
+            if cached is not None and self.score(cached) < float("inf"):
+                break
+
+    def insist(self) -> None:
+        """Where nothing could be placed: all roundings of all cuts, the largest first, with more time for each, until
+        there is a plan; for half of the time that is left."""
+        spent = time.monotonic() - self.began
+        until = self.began + (spent + self.most_s) / 2
+        for cut in sorted(self.cuts(), reverse=True):
+            absent, stall_ns = self._relaxed(cut)
+            room = self.instance.capacity_nbytes - cut
+            for decisions in _roundings(self.instance, room, absent, stall_ns):
+                if self.best is not None or time.monotonic() > until:
+                    return
+                self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions, INSISTING_S))
+
+    def everything(self) -> None:
+        """All that can leave leaves whenever it can: the last resort, with all the time that is left."""
+        from .published.common import removable_gaps  # it imports strategies that search
+
+        evicted = frozenset((g.item, g.before) for g in removable_gaps(self.instance))
+        left = self.most_s - (time.monotonic() - self.began)
+        self.score(Decisions(evicted, {}), packing_time_s=max(left, PACKING_S))
+
+    def score(self, decisions: Decisions, packing_time_s: float = PACKING_S) -> float:
         """Simulated seconds of a pass under `decisions`, remembered if best; infinite where nothing fits."""
         instance = self.instance
         self.last = None
         stays = stays_of(instance, decisions)
         if live_peak(instance, stays) > instance.capacity_nbytes:
             return float("inf")
-        placed = place(instance, stays, decisions, packing_time_s=PACKING_S, seed=self.seed)
+        placed = place(instance, stays, decisions, packing_time_s=packing_time_s, seed=self.seed)
         if placed is None:
             return float("inf")
         plan = realise(instance, placed, self.strategy)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..solvers.landing import LOWEST, RING, land, segments
+from ..solvers.residency import rounding
 from .calendar import Calendar
 from .instance import Instance
 from .round import worth_moving
@@ -57,6 +58,22 @@ def stretch(instance: Instance, pieces: list[Placed], bottom: int) -> None:
     """Let every load start as early as its address allows, and every store end as late, in place."""
     yard = _Yard(instance, pieces, bottom, Clock(instance, ()), Landing.LOWEST)
     yard.stretch(*_by_time(pieces))
+
+
+def load_searches() -> None:
+    """Load or compile what large graphs call here, in packing and in rounding, so that no time limit pays for that."""
+    from ..solvers import neighbours
+    from ..solvers.packing.fit import fit_sparse
+
+    one = np.ones(1, dtype=np.int64)
+    fit_sparse(one - 1, np.arange(2), one - 1, one, one - 1, one, one, -one, 2)
+    rounding.repair(rounding.Pauses(-one, one, one, one), (0.0,), np.zeros(1, dtype=np.bool_), 1)
+    calendar = Calendar(4)
+    calendar.add(0, 0, 1)
+    columns = np.zeros((4, 1), dtype=np.int64)
+    neighbours.free_since(calendar.lists, columns, 0, 1, 2, 0, 1, calendar.out)
+    neighbours.free_until(calendar.lists, columns, 0, 1, 2, 1, calendar.out)
+    neighbours.not_yet_free(calendar.lists, columns, 0, 0, 1, 2, 0, calendar.out, calendar.out)
 
 
 def _by_time(pieces: Sequence[Placed]) -> tuple[list[int], list[int]]:

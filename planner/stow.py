@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ir.collecting import without_collecting
 from ..ir.errors import TimeLimitError
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
@@ -46,11 +47,14 @@ class Stow:
     favour: bool = True
     exchange: bool = True
 
+    @without_collecting()
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The best simulated plan of the portfolio."""
         warm_up()
         time_s = self.search_share * effort.time_limit_s
         search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough)
+        if self.replay:
+            search.usual()
         for cut in search.cuts() if self.cuts else search.cuts()[:1]:
             search.try_cut(cut, roundings=1)
         for cut in search.cuts() if self.replay else ():
@@ -59,6 +63,8 @@ class Stow:
             cached = replay_cache(instance, instance.capacity_nbytes - cut, farthest, prefetch=True)
             if cached is not None:
                 search.score(cached)
+        if search.best is None and self.roundings:
+            search.insist()
         for cut in search.best_cuts(2) if self.roundings else ():
             search.try_cut(cut)
         for _ in range(self.refinements if search.scores and self.cuts else 0):
@@ -68,6 +74,8 @@ class Stow:
             search.favour()
         if self.exchange:
             search.exchange()
+        if search.best is None:
+            search.everything()
         if search.best is None:
             raise TimeLimitError(
                 f"no addresses were found inside {format_size(instance.fast.usable_nbytes)} of tier "

@@ -1,23 +1,23 @@
-"""A plan's transfers as jobs of the engine: between the arena, the weight store and the scratch file."""
+"""A plan's transfers as jobs of the engine: between the arenas, the weight store and the scratch file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from ..ir.chains import source_of, transfer_waits
 from ..ir.errors import PlanMismatchError
-from ..ir.graph import Graph, Storage
+from ..ir.graph import Graph
 from ..ir.machine import Link, Machine
 from ..ir.plan import Plan, Transfer
 from .addresses import Addresses
-from .arena import Arena
 from .directio import BLOCK, BOUNCE_NBYTES, DirectFile
-from .reading import CRC_NBYTES, WeightReader
-from .transfer import Cancelled, Job
+from .reading import CRC_NBYTES
+from .tiers import Cancelled, Move, Tiers
+from .transfer import Job
 
-Move = Callable[[Cancelled], None]
 Wait = tuple[str, int, int]  # as in Job.waits
 
 
@@ -32,30 +32,45 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Transfer `index` of the plan, in place `position` of `lane`, moves `place` of the arena."""
+    """Transfer `index` of the plan, in place `position` of `lane`: from `source` in the arena of its origin to `place`
+    in that of its target. None stands for the home tier."""
 
     index: int
     transfer: Transfer
     lane: str
     position: int
-    place: int
-    inward: bool
+    source: int | None
+    place: int | None
+
+    @property
+    def inward(self) -> bool:
+        """Whether it comes from the home tier, or from one memory to the next."""
+        return self.place is not None
+
+    @property
+    def copied(self) -> bool:
+        """Whether it goes from one memory to another."""
+        return self.source is not None and self.place is not None
 
 
 class Moves:
-    """All transfers of `plan`: jobs by lane, and for each step what it waits for. Refuses what cannot be followed."""
+    """All transfers of `plan`: jobs by lane, and for each step what it waits for. Refuses what cannot be followed.
 
-    def __init__(self, plan: Plan, graph: Graph, machine: Machine, tier: str, addresses: Addresses) -> None:
+    `addresses` are those of all tiers in memory, that from which `plan` computes first.
+    """
+
+    def __init__(self, plan: Plan, graph: Graph, machine: Machine, addresses: Mapping[str, Addresses]) -> None:
         self.plan = plan
         self.graph = graph
         self.period = len(plan.steps)
-        self.links: list[Link] = [_link(machine, plan, tier, t) for t in plan.transfers]
-        self.routes = self._make_routes(tier, addresses)
+        self.tier = next(iter(addresses))
+        self.links: list[Link] = [_link(machine, plan, tuple(addresses), t) for t in plan.transfers]
+        self.routes = self._make_routes(addresses)
         self.slots, self.scratch_nbytes = self._make_slots()
         self._check_lanes()
         self.waits = self._find_waits()
 
-    def _make_routes(self, tier: str, addresses: Addresses) -> list[Route]:
+    def _make_routes(self, addresses: Mapping[str, Addresses]) -> list[Route]:
         sizes: dict[str, int] = {}
         routes: list[Route] = []
         for index, (t, link) in enumerate(zip(self.plan.transfers, self.links, strict=True)):
@@ -66,16 +81,22 @@ class Moves:
                     f"transfer {index} of '{t.storage}' runs after {t.after} and before {t.before} in a pass of "
                     f"{self.period} steps; plan again"
                 )
-            inward = t.target == tier
-            if not inward and self.graph.storage[t.storage].homed:
+            if t.target == self.plan.home_tier and self.graph.storage[t.storage].homed:
                 raise PlanMismatchError(
                     f"transfer {index} stores '{t.storage}', a {self.graph.storage[t.storage].kind.value} that no "
                     "operator of an inference pass may change; plan again"
                 )
             position = sizes.get(link.lane, 0)
             sizes[link.lane] = position + 1
-            routes.append(Route(index, t, link.lane, position, addresses.of_transfer(t), inward))
+            source = None if t.origin == self.plan.home_tier else self._source(t, addresses[t.origin])
+            place = None if t.target == self.plan.home_tier else addresses[t.target].of_transfer(t)
+            routes.append(Route(index, t, link.lane, position, source, place))
         return routes
+
+    def _source(self, t: Transfer, addresses: Addresses) -> int:
+        """Where the bytes of `t` are, as those who say what it waits for see it."""
+        held = source_of(self.plan, self.graph, t)
+        return addresses.of_transfer(t) if held is None else held.base + t.lo
 
     def _make_slots(self) -> tuple[dict[str, list[Slot]], int]:
         """A place in the scratch file for each range that is ever stored, on block boundaries."""
@@ -120,9 +141,11 @@ class Moves:
                 stores.setdefault(route.transfer.storage, []).append(route)
             due.setdefault(route.transfer.before % self.period, []).append(route)
         found: list[set[Wait]] = []
-        for route in self.routes:
+        for route, chained in zip(self.routes, transfer_waits(self.plan, self.graph), strict=True):
             waits = self._waits_at_instant(route, due.get(route.transfer.after, []))
-            if route.inward and not self.graph.storage[route.transfer.storage].homed:
+            for wait in chained:
+                waits |= self._wait_for(route, self.routes[wait.index], wait.passes)
+            if route.source is None and not self.graph.storage[route.transfer.storage].homed:
                 waits |= self._waits_for_stores(route, stores.get(route.transfer.storage, []))
             found.append(waits)
         return found
@@ -147,14 +170,21 @@ class Moves:
         """A transfer waits for the store that makes room for it, and a store for the load of what it stores.
 
         This concerns only what is due at the very instant at which `route` may start: later, a step has waited for it.
+        Of what goes to and comes from home; for copies between memories `transfer_waits` tells all.
         """
         t = route.transfer
         found: set[Wait] = set()
         for other in due:
             u = other.transfer
-            overlap = other.place < route.place + t.nbytes and route.place < other.place + u.nbytes
-            loaded_first = not route.inward and u.storage == t.storage and u.after < t.after
-            if overlap and other is not route and (not other.inward or loaded_first):
+            room = not other.inward and u.origin == t.target and _overlap(other.source, u.nbytes, route.place, t.nbytes)
+            loaded_first = (
+                not route.inward
+                and u.target == t.origin
+                and u.storage == t.storage
+                and u.after < t.after
+                and _overlap(other.place, u.nbytes, route.source, t.nbytes)
+            )
+            if other is not route and (room or loaded_first):
                 found |= self._wait_for(route, other, (u.before - t.after) // self.period)
         return found
 
@@ -184,54 +214,69 @@ class Moves:
             counts[route.lane] = max(counts.get(route.lane, count), count)
         return [list(counts.items()) for counts in most]
 
-    def jobs(self, arena: Arena, store: WeightReader, scratch: DirectFile | None) -> dict[str, list[Job]]:
+    def jobs(self, tiers: Tiers, scratch: DirectFile | None) -> dict[str, list[Job]]:
         """The jobs of each lane, in the order of the plan."""
         lanes: dict[str, list[Job]] = {}
         for route, link, waits in zip(self.routes, self.links, self.waits, strict=True):
             t = route.transfer
-            requests = self.requests(route, link, arena, store, scratch)
-            job = Job(t.storage, t.nbytes, t.after, requests, route.inward, tuple(sorted(waits)))
+            requests = self.requests(route, link, tiers, scratch)
+            ordered = tuple(sorted(waits))
+            job = Job(t.storage, t.nbytes, t.after, requests, route.inward, ordered, route.copied, t.link)
             lanes.setdefault(route.lane, []).append(job)
         return lanes
 
-    def exact(self, jobs: dict[str, list[Job]]) -> tuple[frozenset[str], dict[int, list[Move]]]:
+    def exact(self, jobs: dict[str, list[Job]], tiers: Tiers) -> tuple[frozenset[str], dict[int, list[Move]]]:
         """Storages that are not of floating point alone, and by step what moves them.
 
-        Stores come when they may start, loads when they are due. With these a pass runs well enough to be timed,
-        whatever else is stale.
+        Stores come when they may start, loads when they are due; what comes from home by way of another tier comes
+        straight from there. With these a pass runs well enough to be timed, whatever else is stale.
         """
         exact = {t.storage for t in self.graph.tensors if t.storage and not t.dtype.startswith(("float", "bfloat"))}
         moves: dict[int, list[Move]] = {}
         for inward in (False, True):
             for route in self.routes:
                 t = route.transfer
-                if t.storage in exact and route.inward == inward:
-                    step = (t.before if inward else t.after) % self.period
+                if t.storage not in exact or route.inward != inward:
+                    continue
+                step = (t.before if inward else t.after) % self.period
+                if route.source is None or not self.graph.storage[t.storage].homed:
                     moves.setdefault(step, []).extend(jobs[route.lane][route.position].requests)
+                elif t.target == self.tier and route.place is not None:
+                    to, storage = (t.target, route.place), self.graph.storage[t.storage]
+                    moves.setdefault(step, []).append(tiers.load(storage, t.lo, t.hi, to, BOUNCE_NBYTES, None, None))
         return frozenset(exact), moves
 
-    def requests(
-        self, route: Route, link: Link, arena: Arena, store: WeightReader, scratch: DirectFile | None
-    ) -> tuple[Move, ...]:
+    def requests(self, route: Route, link: Link, tiers: Tiers, scratch: DirectFile | None) -> tuple[Move, ...]:
         """What one transfer does, in requests of the link's chunk size; their ends lie on multiples of it in the blob,
         where checksums begin and end."""
-        t = route.transfer
+        t, source, place = route.transfer, route.source, route.place
         chunk, storage = chunk_nbytes(link), self.graph.storage[t.storage]
+        if source is not None and place is not None:
+            return tuple(
+                tiers.copy((t.origin, source + lo), (t.target, place + lo), hi - lo, t.after, link)
+                for lo, hi in _cuts(0, t.nbytes, chunk, 0)
+            )
         if storage.homed:
-            first = storage.blob_offset
+            assert place is not None
             chunk = -(-chunk // CRC_NBYTES) * CRC_NBYTES
             return tuple(
-                partial(load_homed, store, storage, lo, arena.view(route.place + lo - t.lo, hi - lo), chunk)
-                for lo, hi in _cuts(t.lo, t.hi, chunk, first)
+                tiers.load(storage, lo, hi, (t.target, place + lo - t.lo), chunk, t.after, link)
+                for lo, hi in _cuts(t.lo, t.hi, chunk, storage.blob_offset)
             )
         assert scratch is not None
+        tier, at = (t.target, place) if source is None else (t.origin, source)
         found: list[Move] = []
         for slot in self.slots[t.storage]:
             for lo, hi in _cuts(max(slot.lo, t.lo), min(slot.hi, t.hi), chunk, -slot.lo):
-                view = arena.view(route.place + lo - t.lo, hi - lo)
+                view = tiers.host(tier, (at or 0) + lo - t.lo, hi - lo)
                 run = _load_spilled if route.inward else _spill
                 found.append(partial(run, scratch, slot.offset + lo - slot.lo, view, chunk))
         return tuple(found)
+
+
+def _overlap(a: int | None, a_nbytes: int, b: int | None, b_nbytes: int) -> bool:
+    """Whether two ranges of one arena share bytes; None is none of it."""
+    return a is not None and b is not None and a < b + b_nbytes and b < a + a_nbytes
 
 
 def _cuts(lo: int, hi: int, chunk: int, shift: int) -> list[tuple[int, int]]:
@@ -245,14 +290,6 @@ def chunk_nbytes(link: Link | None) -> int:
     return max((link.chunk_nbytes if link else BOUNCE_NBYTES) // BLOCK, 1) * BLOCK
 
 
-def load_homed(
-    store: WeightReader, storage: Storage, lo: int, target: memoryview, chunk: int, cancelled: Cancelled
-) -> None:
-    """Fill `target` with the bytes of a homed storage from `lo` on."""
-    assert storage.blob is not None
-    store.read(storage.blob, storage.blob_offset + lo, target, chunk=chunk, cancelled=cancelled)
-
-
 def _load_spilled(file: DirectFile, offset: int, view: memoryview, chunk: int, cancelled: Cancelled) -> None:
     file.read_into(view, offset, chunk=chunk, cancelled=cancelled)
 
@@ -261,10 +298,12 @@ def _spill(file: DirectFile, offset: int, view: memoryview, chunk: int, cancelle
     file.write_from(view, offset, chunk=chunk, cancelled=cancelled)
 
 
-def _link(machine: Machine, plan: Plan, tier: str, t: Transfer) -> Link:
-    if {t.origin, t.target} != {tier, plan.home_tier} or (t.origin, t.target) not in machine.link:
+def _link(machine: Machine, plan: Plan, tiers: tuple[str, ...], t: Transfer) -> Link:
+    known = (*tiers, plan.home_tier)
+    if t.origin not in known or t.target not in known or (t.origin, t.target) not in machine.link:
+        among = ", ".join(f"'{tier}'" for tier in tiers)
         raise PlanMismatchError(
             f"a transfer of '{t.storage}' goes over {t.link}; this executor moves between '{plan.home_tier}' and "
-            f"'{tier}' of machine '{machine.name}'; plan again for it"
+            f"{among} of machine '{machine.name}'; plan again for it"
         )
     return machine.link[t.origin, t.target]

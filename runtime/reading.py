@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -58,6 +59,10 @@ class WeightReader(Protocol):
         """The same for a few bytes, with as few requests as that takes."""
         ...
 
+    def unchecked(self) -> AbstractContextManager[None]:
+        """While this lasts, what is read is not looked at: several requests may fill one place at once."""
+        ...
+
     def close(self) -> None:
         """Close the files; again is allowed."""
         ...
@@ -84,6 +89,7 @@ class CheckedBlobs:
         self._file = file
         self._remedy = remedy
         self._unchecked = {b.blob: set(range(len(b.crc32))) for b in self.entries.values()}
+        self._checking = True
 
     def read(
         self,
@@ -102,7 +108,7 @@ class CheckedBlobs:
         assert start >= 0 and start + len(target) <= entry.nbytes, (blob, start, len(target), entry.nbytes)
         self._file.read_into(target, entry.offset + start, chunk=chunk, cancelled=cancelled)
         unchecked = self._unchecked[blob]
-        if unchecked and len(target):
+        if unchecked and len(target) and self._checking:
             for number in range(start // CRC_NBYTES, -(-(start + len(target)) // CRC_NBYTES)):
                 if number in unchecked:
                     self._check(entry, number, start, target)
@@ -113,6 +119,15 @@ class CheckedBlobs:
         entry = self.entries[blob]
         assert start >= 0 and start + len(target) <= entry.nbytes, (blob, start, len(target), entry.nbytes)
         self._file.read_into(target, entry.offset + start)
+
+    @contextmanager
+    def unchecked(self) -> Generator[None]:
+        """While this lasts, what is read is not looked at: several requests may fill one place at once."""
+        self._checking = False
+        try:
+            yield
+        finally:
+            self._checking = True
 
     def _check(self, entry: BlobEntry, number: int, start: int, target: memoryview) -> None:
         """Check one MiB, in `target` if it is there as a whole, else read again; `target` holds bytes from `start`."""

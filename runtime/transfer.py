@@ -36,7 +36,9 @@ class Job:
     """One transfer: its `requests` run once a pass, when instant `after` has come and the jobs of `waits` are complete.
 
     `waits` are (lane, position in it) of the same pass, or with `turns` = 1 of the pass before: (lane, position,
-    turns). A request may ask its argument whether to give up, and then raises TransferCancelledError.
+    turns). A request may ask its argument whether to give up, and then raises TransferCancelledError. `inward` jobs
+    read from the home tier and others write to it, unless they are `copied` from one memory to another. `link` tells
+    jobs that may wait for one another from those that never do.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Job:
     requests: tuple[Callable[[Cancelled], None], ...]
     inward: bool = True
     waits: tuple[tuple[str, int, int], ...] = ()
+    copied: bool = False
+    link: str = ""
 
 
 class Lane:
@@ -59,10 +63,11 @@ class Lane:
         self.jobs = tuple(jobs)
         self.read_nbytes = 0
         self.written_nbytes = 0
+        self.copied_nbytes = 0
         self.wait_ns = 0
         self.busy = 0
-        # Where loads and stores share a lane, order alone must keep a load behind the store that makes room for it.
-        self.requests_at_once = REQUESTS if len({j.inward for j in jobs}) == 1 else 1
+        # Where several links share a lane, order alone must keep a load behind the store that makes room for it.
+        self.requests_at_once = REQUESTS if len({(j.inward, j.link) for j in jobs}) == 1 else 1
         self.restart()
 
     def restart(self) -> None:
@@ -85,7 +90,9 @@ class Lane:
         self.left[number] -= 1
         while self.left.get(self.done) == 0:
             job = self.jobs[self.done % len(self.jobs)]
-            if job.inward:
+            if job.copied:
+                self.copied_nbytes += job.nbytes
+            elif job.inward:
                 self.read_nbytes += job.nbytes
             else:
                 self.written_nbytes += job.nbytes

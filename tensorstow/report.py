@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .ir.machine import Machine, Unit
+from .ir.program import ModuleProgram
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
 
@@ -119,6 +120,8 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
     if file.fixed_nbytes:
         promised, fixed = format_size(file.promised_peak_nbytes), format_size(file.fixed_nbytes)
         rows.append(("process peak", f"{promised}; {fixed} of it interpreter, libraries, kernels"))
+    if file.module is not None:
+        rows.append(("weights", _weights(file.module)))
     for link, nbytes in certificate.moved_nbytes.items():
         rows.append((f"moved {link}", f"{format_size(nbytes)} a pass"))
     rows.append(("time of a pass", f"{seconds(certificate.simulated_s)} simulated; computing alone {seconds(compute)}"))
@@ -133,6 +136,16 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
     if output is not None:
         rows.append(("written to", str(output)))
     _print_rows(rows)
+
+
+def _weights(program: ModuleProgram) -> str:
+    """How they are read, and what that takes on the disk."""
+    nbytes = format_size(sum(b.nbytes for b in program.blobs))
+    if program.direct:
+        return "read from their files where they lie"
+    if all(b.path is None and not b.pieces for b in program.blobs):
+        return f"{nbytes} moved from memory to a nameless file in the cache, when the plan is applied"
+    return f"{nbytes} repacked into the cache, once: in their files they do not begin at multiples of 64 bytes"
 
 
 def _generation_rows(found: Generation) -> list[tuple[str, str]]:

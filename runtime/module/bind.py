@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from ...ir.errors import InputError, PlanMismatchError
 from ...ir.graph import Graph, Tensor
-from ...ir.machine import Machine, TierKind
+from ...ir.machine import Machine, TierKind, Unit
 from ...ir.plan import Plan
 from ...ir.program import ModuleProgram, Parameter
 from ..preflight import compute_unit
@@ -45,35 +45,39 @@ class Placed:
     places: tuple[Place, ...]
 
 
-def check_machine(plan: Plan, graph: Graph, machine: Machine) -> str:
-    """The one tier that the plan computes from. Refuses what this executor cannot run, by its name."""
+def check_machine(plan: Plan, graph: Graph, machine: Machine) -> Unit:
+    """The unit that runs the plan. Refuses tiers that this executor has no memory for, by their names."""
     unit = compute_unit(plan, graph, machine)
     kind = machine.tier[unit.tier].kind
-    if kind is not TierKind.DRAM:
-        raise PlanMismatchError(
-            f"the plan computes on unit '{unit.name}' from tier '{unit.tier}' ({kind.value}) of machine "
-            f"'{machine.name}'; this executor computes on the CPU from dram: plan for such a machine"
-        )
     used = {r.tier for r in plan.residencies} | {tier for t in plan.transfers for tier in (t.origin, t.target)}
     extra = sorted(used - {unit.tier, plan.home_tier})
-    if extra:
+    if kind is TierKind.DRAM and extra:
         raise PlanMismatchError(
             f"the plan keeps weights in tier '{extra[0]}' beside '{unit.tier}' and '{plan.home_tier}'; this executor "
             "follows plans of two tiers: plan for a machine without it"
         )
-    spilled = [t for t in plan.transfers if t.origin == unit.tier]
+    other = [t for t in extra if machine.tier[t].kind is not TierKind.DRAM]
+    if other or len(extra) > 1:
+        raise PlanMismatchError(
+            f"the plan keeps weights in tiers {extra} between '{unit.tier}' and '{plan.home_tier}'; this executor has "
+            "one there, the host's dram: plan for a machine with no more"
+        )
+    spilled = [t for t in plan.transfers if t.target == plan.home_tier]
     if spilled:
         raise PlanMismatchError(
             f"the plan writes '{spilled[0].storage}' to '{spilled[0].target}'; a module only reads its weights: plan "
             "again"
         )
-    return unit.tier
+    return unit
 
 
 def bind(
-    plan: Plan, graph: Graph, program: ModuleProgram, store: WeightReader, module: nn.Module
+    plan: Plan, graph: Graph, program: ModuleProgram, store: WeightReader, module: nn.Module, device: torch.device
 ) -> tuple[Placed, ...]:
-    """Every parameter of `program`, found in `module` and in `graph`. Raises PlanMismatchError and InputError."""
+    """Every parameter of `program`, found in `module` and in `graph`. Raises PlanMismatchError and InputError.
+
+    What the plan computes on `device` may lie there, in the host's memory, or nowhere ('meta').
+    """
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError("the module is compiled TorchScript, whose weights cannot be replaced; give the plain module")
     modules = dict(module.named_modules(remove_duplicate=False))
@@ -89,9 +93,11 @@ def bind(
                     f"'{name}' is placed twice, as '{taken[name]}' and as '{parameter.tensor}'; plan again"
                 )
             taken[name] = parameter.tensor
+        for place in places:
+            _check_device(f"{place.prefix}.{place.attribute}".lstrip("."), place.value, device)
         source = _source(graph, parameter, places, steps, lookups, store)
         placed.append(Placed(source, places))
-    _check_rest(module, frozenset(taken))
+    _check_rest(module, frozenset(taken), device)
     _check_read(steps, program)
     return tuple(placed)
 
@@ -186,8 +192,6 @@ def _check_bytes(name: str, tensor: Tensor, held: int) -> None:
 def _check_place(place: Place, tensor: Tensor) -> None:
     value = place.value
     name = f"{place.prefix}.{place.attribute}".lstrip(".")
-    if value.device.type not in ("cpu", "meta"):
-        raise InputError(f"'{name}' lies on '{value.device}', where no plan for the CPU finds it: move it to 'cpu'")
     for what, planned, found in (
         ("dtype", tensor.dtype, dtype_name(value.dtype)),
         ("shape", list(tensor.shape or ()), list(value.shape)),
@@ -195,6 +199,17 @@ def _check_place(place: Place, tensor: Tensor) -> None:
     ):
         if planned != found:
             raise PlanMismatchError(f"'{name}' was planned with {what} {planned}, the module has {found}; plan again")
+
+
+def _check_device(name: str, value: torch.Tensor, device: torch.device) -> None:
+    if value.device.type not in ("cpu", "meta") and value.device != device:
+        raise InputError(
+            f"'{name}' lies on '{value.device}', where no plan for {_called(device)} finds it: move it to 'cpu'"
+        )
+
+
+def _called(device: torch.device) -> str:
+    return "the CPU" if device.type == "cpu" else f"'{device}'"
 
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -235,12 +250,27 @@ def _lookups(
     return found
 
 
-def _check_rest(module: nn.Module, placed: frozenset[str]) -> None:
-    """What is not placed has values."""
-    rest = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    for name, value in rest:
-        if name not in placed and value.device.type != "cpu":
+def _check_rest(module: nn.Module, placed: frozenset[str], device: torch.device) -> None:
+    """What is not placed has values, where `move_rest` finds them."""
+    for name, value in _rest(module, placed):
+        if value.is_meta:
+            raise InputError(f"'{name}' is not placed by the plan and lies on 'meta': it has no values; load them")
+        if value.device.type != "cpu" and value.device != device:
+            where = "" if device.type == "cpu" else f" or '{device}'"
             raise InputError(
-                f"'{name}' is not placed by the plan and lies on '{value.device}': "
-                + ("it has no values; load them" if value.is_meta else "move the module to 'cpu'")
+                f"'{name}' is not placed by the plan and lies on '{value.device}': move the module to 'cpu'{where}"
             )
+
+
+def _rest(module: nn.Module, placed: frozenset[str]) -> list[tuple[str, torch.Tensor]]:
+    values = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return [(name, value) for name, value in values if name not in placed]
+
+
+def move_rest(module: nn.Module, placed: Iterable[Placed], device: torch.device) -> None:
+    """Bring what is not placed to `device`, each object once and where it stands, so that ties stay."""
+    names = frozenset(f"{p.prefix}.{p.attribute}".lstrip(".") for one in placed for p in one.places)
+    with torch.no_grad():
+        for _, value in _rest(module, names):
+            if value.device != device:
+                value.data = value.data.to(device)

@@ -110,6 +110,9 @@ class Clock:
         if step == 0:
             for lane, count, jobs in self._memory.waits[self._period]:
                 engine.wait(lane, count + (turn - 1) * jobs)
+        mark = self._memory.marks.get(step)
+        if mark is not None:
+            mark()
         engine.arrive(self._at)
 
     def _record(self, events: list[Event]) -> None:

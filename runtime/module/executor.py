@@ -21,7 +21,8 @@ from ..preflight import check_store
 from ..profile import Profile, summarise
 from ..reading import WeightReader
 from ..trace import Event
-from .bind import bind, check_machine
+from .bind import bind, check_machine, move_rest
+from .devices import TorchDevice, device_for
 from .install import install
 from .weights import Weights
 
@@ -35,6 +36,9 @@ class ModuleExecutor:
     is a folder for what the plan writes. Raises PlanMismatchError or InputError, with the module untouched, where plan,
     graph, program, store and module do not fit one another; ExecutionError where memory is short. The caller has
     checked the digests. A module has one executor in its life.
+
+    Where the plan computes from 'hbm', the module runs on the CUDA device that is current now, or on `device` if one is
+    given; what the plan does not place is moved there, inputs are the caller's to move.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class ModuleExecutor:
         *,
         threads: int | None = None,
         scratch: Path | None = None,
+        device: TorchDevice | None = None,
     ) -> None:
         if isinstance(module.__dict__.get(_MARK), ModuleExecutor):
             raise InputError("this module is run by a plan already; make it anew to plan it again")
@@ -59,19 +64,23 @@ class ModuleExecutor:
         self.module = module
         self.stats = Stats()
         self.tracing = False
-        self.tier = check_machine(plan, graph, machine)
+        unit = check_machine(plan, graph, machine)
+        self.tier = unit.tier
+        device = device or device_for(unit, machine)
+        where = torch.device("cpu") if device is None else device.torch_device
         check_store(graph, plan, store)
-        placed = bind(plan, graph, program, store, module)
-        self._memory = PlanMemory(plan, graph, machine, self.tier, store)
+        placed = bind(plan, graph, program, store, module, where)
+        self._memory = PlanMemory(plan, graph, machine, self.tier, store, device=device)
         self._sources = [p.source for p in placed]
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
         settle_allocator()
         self._memory.open(scratch)
-        self._weights = Weights(self._memory)
+        self._weights = Weights(self._memory, device)
         try:
             self._weights.bind(self._sources)
+            move_rest(module, placed, where)
         except BaseException:
             self.close()
             raise
@@ -117,6 +126,7 @@ class ModuleExecutor:
                 weights.clock.finish()  # of what was called in part
                 watch = Stopwatch(self._memory.engine, weights.totals, tracing=self.tracing)
             result = self.module(*args, **kwargs)
+            weights.settle()
             self.stats = watch.stop(weights.totals)
             return result
 
@@ -150,6 +160,7 @@ class ModuleExecutor:
             try:
                 begin = perf_counter_ns()
                 self.module(*args, **kwargs)
+                weights.settle()
                 return (perf_counter_ns() - begin - weights.clock.stopped_ns) * 1e-9
             finally:
                 weights.clock.thaw()
@@ -167,4 +178,4 @@ class ModuleExecutor:
             raise ExecutionError(f"`{what}` was called from inside the module that it would run; call it from outside")
 
 
-_MARK = "_tensorstow"
+_MARK = "tensorstow"

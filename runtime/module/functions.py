@@ -118,7 +118,7 @@ def writes_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kind: ty
 
 
 def is_so(func: Any, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether converting `tensor` (on the CPU) changes nothing."""
+    """Whether converting `tensor` changes nothing."""
     name = func.__name__
     layouts = (None, torch.preserve_format)
     if name == "to":
@@ -130,14 +130,19 @@ def is_so(func: Any, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[s
         except (RuntimeError, TypeError):
             return False
         kept = layout in layouts or (layout == torch.contiguous_format and tensor.is_contiguous())
-        return device in (None, torch.device("cpu")) and dtype in (None, tensor.dtype) and kept
+        return _same(device, tensor.device) and dtype in (None, tensor.dtype) and kept
     if args or kwargs.get("memory_format") not in layouts:
         return name == "type" and len(args) == 1 and args[0] == tensor.dtype
     if name == "cpu":
-        return True
+        return tensor.device.type == "cpu"
     wanted = {"int": "int32", "long": "int64", "short": "int16", "char": "int8", "byte": "uint8", "half": "float16"}
     wanted |= {"float": "float32", "double": "float64"}
     return str(tensor.dtype).removeprefix("torch.") == wanted.get(name, name)
+
+
+def _same(wanted: torch.device | None, device: torch.device) -> bool:
+    """Whether what is on `device` is where it is wanted; without an index, any one of that type is meant."""
+    return wanted is None or (wanted.type == device.type and wanted.index in (None, device.index))
 
 
 def embedding_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -131,7 +131,7 @@ def _conversion(part: nn.Module) -> Callable[..., nn.Module]:
 
 def _check_kept(lazy: LazyTensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """InputError where `fn` makes something else of such a tensor; tried on a small one."""
-    small = torch.ones([min(n, 2) for n in lazy.shape]).to(lazy.dtype)
+    small = torch.ones([min(n, 2) for n in lazy.shape]).to(lazy.device, lazy.dtype)
     now = fn(small)
     for what, was, is_now in (
         ("dtype", small.dtype, now.dtype),

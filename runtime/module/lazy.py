@@ -39,7 +39,7 @@ class LazyTensor(torch.Tensor):
             strides=like.stride(),
             storage_offset=like.storage_offset(),
             dtype=like.dtype,
-            device=torch.device("cpu"),
+            device=weights.where,
             requires_grad=requires_grad,
         )
         made.weights, made.source, made.like = weights, source, like
@@ -225,7 +225,7 @@ def _view(func: Any, args: Args, kwargs: Kwargs) -> Any:
             return _lazy_views(result, lazy)
     elif func in functions.SHAPE_ONLY and not isinstance(lazy, LazyTensor):
         # Only the shape or the type of the lazy ones is asked for.
-        real = {id(z): torch.empty(1, dtype=z.dtype).expand(z.shape) for z in _lazies(args, kwargs)}
+        real = {id(z): torch.empty(1, dtype=z.dtype, device=z.device).expand(z.shape) for z in _lazies(args, kwargs)}
         return func(*(_put(a, real) for a in args), **{k: _put(v, real) for k, v in kwargs.items()})
     return _compute(func, args, kwargs)
 

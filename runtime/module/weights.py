@@ -11,12 +11,12 @@ from torch import nn
 
 from ...ir.graph import Storage, Tensor
 from ...ir.program import Lookup
-from ..arena import Arena
 from ..directio import BOUNCE_NBYTES, never
 from ..lookup import LookupCall
-from ..moves import load_homed
 from ..passes import PlanMemory
+from ..tiers import load_homed
 from .clock import Clock
+from .devices import TorchDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,14 @@ class _Inside(threading.local):
 class Weights:
     """What lazy parameters ask. `using` is held while a weight is used, `passing` while a pass of the module runs.
 
-    Threads that call at once take turns: by passes where they call the whole module, else by uses.
+    Threads that call at once take turns: by passes where they call the whole module, else by uses. Values lie in the
+    memory of `device`, which PyTorch calls `where`, or in the host's.
     """
 
-    def __init__(self, memory: PlanMemory) -> None:
+    def __init__(self, memory: PlanMemory, device: TorchDevice | None = None) -> None:
         self.memory = memory
+        self.where = torch.device("cpu") if device is None else device.torch_device
+        self._device = device
         self.clock = Clock(memory)
         self.using = threading.RLock()
         self.passing = threading.RLock()
@@ -93,13 +96,14 @@ class Weights:
         self.totals = (0, 0)  # of `moved`, when the last pass ended
         self._common: dict[tuple[Source, ...], tuple[int, ...]] = {}
         self._all = torch.empty(0)
+        self._begin = 0
         self._together: list[dict[int, tuple[torch.Tensor, ...]]] = []
 
     def bind(self, sources: Sequence[Source]) -> None:
         """Make the tensors of every step. Raises PlanMismatchError where one is not in the arena then."""
-        arena, addresses = self.memory.arena, self.memory.addresses
-        bytes_of_all = torch.frombuffer(arena.view(0, arena.nbytes), dtype=torch.uint8)
-        self._all = bytes_of_all
+        addresses = self.memory.addresses
+        bytes_of_all = self._elements()
+        self._all, self._begin = bytes_of_all, bytes_of_all.data_ptr()
         for source in sources:
             views: dict[int, torch.Tensor] = {}
             for step in source.steps:
@@ -107,6 +111,12 @@ class Weights:
                 if offset not in views:
                     views[offset] = shaped(bytes_of_all[offset : offset + source.tensor.nbytes], source)
                 source.at[step] = views[offset]
+
+    def _elements(self) -> torch.Tensor:
+        if self._device is not None:
+            return self._device.elements
+        arena = self.memory.arena
+        return torch.frombuffer(arena.view(0, arena.nbytes), dtype=torch.uint8)
 
     def common_steps(self, sources: Sequence[Source]) -> tuple[int, ...]:
         """Steps in which all of them are read."""
@@ -157,14 +167,14 @@ class Weights:
         content = torch.empty(source.tensor.nbytes, dtype=torch.uint8)
         target = content.numpy().data
         load_homed(self.memory.store, source.storage, source.tensor.offset, target, BOUNCE_NBYTES, never)
-        return shaped(content, source)
+        return shaped(content.to(self.where), source)
 
     def look_up(self, source: Source, lookups: Lookups, indices: torch.Tensor) -> torch.Tensor:
         """Rows of a table that is never resident: [*indices.shape, row]. Raises IndexError as PyTorch does."""
         if indices.dtype not in (torch.int32, torch.int64):
             raise RuntimeError(f"the indices of '{source.name}' must be int32 or int64, they are {indices.dtype}")
         rows = source.shape[0]
-        flat = indices.detach().reshape(-1).contiguous()
+        flat = indices.detach().reshape(-1).contiguous().cpu()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
             raise IndexError(f"index out of range in self: '{source.name}' has rows 0 to {rows - 1}")
         found = torch.empty((*indices.shape, *source.shape[1:]), dtype=source.dtype)
@@ -177,16 +187,20 @@ class Weights:
             if len(target):
                 call(None, None)
             self.looked_up_nbytes += call.read_nbytes
-        return found
+        return found.to(self.where)
 
     def in_arena(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` lies in the plan's memory."""
-        arena: Arena = self.memory.arena
-        return 0 <= tensor.untyped_storage().data_ptr() - arena.address < arena.nbytes
+        return 0 <= tensor.untyped_storage().data_ptr() - self._begin < self._all.numel()
 
     def version(self) -> int:
         """Changes whenever PyTorch writes to the plan's memory, which it must not."""
         return self._all._version
+
+    def settle(self) -> None:
+        """Return when what was called on the device has run."""
+        if self._device is not None:
+            self._device.settle()
 
     def finish(self) -> None:
         """The outermost call of the module is over."""

@@ -124,6 +124,8 @@ def _two_programs(
     if highs:
         highs.set_rows_upper(model.memory_rows, row_upper[model.memory_rows])
         highs.set_cost(cost)
+        highs.option("solver", "ipm")
+        highs.option("run_crossover", "off")
         return first, highs.solve(deadline - time.monotonic())
     return first, ENGINES[engine](replace(program, cost=cost, row_upper=row_upper), deadline - time.monotonic())
 

@@ -29,11 +29,6 @@ class Pauses:
         """Steps of a pass."""
         return len(self.base)
 
-    def over(self, step: int) -> Mask:
-        """Which gaps reach over `step` of this pass, or over that of the next one."""
-        later = step + self.steps
-        return ((self.start < step) & (step < self.end)) | ((self.start < later) & (later < self.end))
-
 
 def held_profile(pauses: Pauses, out: Mask) -> Ints:
     """Bytes at each step: those it needs, and the gaps over it that are not `out`."""
@@ -51,19 +46,15 @@ def repair(pauses: Pauses, absent: Sequence[float], out: Mask, capacity_nbytes: 
     At the step that overflows most, the gap with the largest fraction `absent` goes, among equals the longest, then the
     first.
     """
-    fractions = np.asarray(absent[: len(out)], dtype=np.float64)
-    length = pauses.end - pauses.start
+    from .evict import evict  # it imports numba
+
     profile = held_profile(pauses, out)
-    while int(profile.max(initial=0)) > capacity_nbytes:
-        over = np.flatnonzero(pauses.over(int(profile.argmax())) & ~out & (pauses.nbytes > 0))
-        if not len(over):
-            return False
-        worst = int(over[np.lexsort((-over, length[over], fractions[over]))[-1]])
-        out[worst] = True
-        first, end, nbytes = int(pauses.start[worst]) + 1, int(pauses.end[worst]), int(pauses.nbytes[worst])
-        profile[first : min(end, pauses.steps)] -= nbytes
-        profile[max(first - pauses.steps, 0) : max(end - pauses.steps, 0)] -= nbytes
-    return True
+    if int(profile.max(initial=0)) <= capacity_nbytes:
+        return True
+    fractions, length = np.asarray(absent[: len(out)], dtype=np.float64), pauses.end - pauses.start
+    left = np.flatnonzero(~out & (pauses.nbytes > 0))
+    ranked = left[np.lexsort((left, -length[left], -fractions[left]))]
+    return bool(evict(pauses.start, pauses.end, pauses.nbytes, out, ranked, profile, capacity_nbytes))
 
 
 def round_and_repair(problem: ResidencyProblem, absent: Sequence[float]) -> tuple[int, ...]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tensorstow.planner import calendar
 from tensorstow.planner.calendar import Calendar
+from tensorstow.solvers import neighbours
 
 
 @pytest.mark.parametrize(("blocks", "few"), [(1, 0), (3, 0), (8, 0), (512, 0), (512, 512)])
@@ -42,3 +45,41 @@ def test_a_short_window_of_a_long_pass_names_few_rows() -> None:
     for row in range(50_000):
         made.add(row, 2 * row, 2 * row + 3)
     assert len(made.touching(70_000, 70_010)) < 300
+
+
+@pytest.mark.parametrize("blocks", [1, 8, 4096])
+def test_searches_are_those_of_a_look_at_every_step(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the definition: who shares an address with row 0, step by step away from it."""
+    monkeypatch.setattr(calendar, "_BLOCKS", blocks)
+    monkeypatch.setattr(calendar, "_FEW", 0)
+    rng = random.Random(blocks)
+    for _ in range(200):
+        steps = rng.choice([4, 37, 300])
+        made, rows = Calendar(steps), rng.randrange(2, 14)
+        columns = np.zeros((4, rows), dtype=np.int64)
+        for row in range(rows):
+            start, low = rng.randrange(steps), rng.randrange(20)
+            columns[:, row] = low, low + rng.randrange(1, 6), start, start + rng.randrange(1, max(2, steps // 3))
+            made.add(row, int(columns[2, row]), int(columns[3, row]))
+        first, end = int(columns[2, 0]), int(columns[3, 0])
+        most, look = rng.randrange(1, steps - (end - first) + 1), rng.randrange(1, 5)
+        taken = _steps_beside_row_0(columns, steps)
+        back = next((n for n in range(most) if (first - 1 - n) % steps in taken), most)
+        ahead = next((n for n in range(most) if (end + n) % steps in taken), most)
+        if not any(t % steps in taken for t in range(first, end)):
+            found = neighbours.free_since(made.lists, columns, 0, first, end, first - most, look, made.out)
+            assert found == first - back
+        begun = {int(columns[2, q]) % steps for q in _beside_row_0(columns)}
+        if all(t in begun for t in taken if (t - 1) % steps not in taken):
+            found = neighbours.free_until(made.lists, columns, 0, end, end + most, look, made.out)
+            starts = next((n for n in range(most) if (end + n) % steps in begun), most)
+            assert found == end + starts >= end + ahead
+
+
+def _beside_row_0(columns: NDArray[np.int64]) -> list[int]:
+    low, high = columns[:2, 0]
+    return [q for q in range(1, columns.shape[1]) if columns[0, q] < high and columns[1, q] > low]
+
+
+def _steps_beside_row_0(columns: NDArray[np.int64], steps: int) -> set[int]:
+    return {t % steps for q in _beside_row_0(columns) for t in range(int(columns[2, q]), int(columns[3, q]))}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -222,10 +224,21 @@ def test_opt_over_prompts_and_generation(tmp_path: Path, planned: bool) -> None:
         executor.close()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def products_first(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A product that begins its sums with the first product, not with zero, as some kernels for small shapes do."""
+    result, *rest = (x.unsqueeze(-2) * weight).unbind(-1)
+    for product in rest:
+        result = result + product
+    return result if bias is None else result + bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gated", [False, True])
-def test_zero_results_have_the_sign_they_had(tmp_path: Path, gated: bool, dtype: torch.dtype) -> None:
-    """A bias of -0 to which products are added shows the sign of each; weights that were not read make some -0."""
+def test_zero_results_have_the_sign_they_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gated: bool, dtype: torch.dtype
+) -> None:
+    """Where all products are zero, the sign of their sum shows the signs of weights that were not read."""
+    monkeypatch.setattr(F, "linear", products_first)
     torch.manual_seed(0)
     module = (Gated(16, 7, threshold=0.0) if gated else Plain(16, 7, threshold=0.0)).eval()
     first: Any = module.gate if gated else module.up
@@ -334,12 +347,26 @@ def test_a_layer_computes_alone_and_out_of_order(tmp_path: Path) -> None:
     fresh.load_state_dict(module.state_dict())
     x, h = torch.randn(2, 32), torch.relu(torch.randn(2, 128) - 1)
     with SparseForwards(module, [site(module)], window=2, rows=30, folder=tmp_path), torch.no_grad():
-        for call in (lambda m: m.up(x), lambda m: m.down(h), lambda m: m(x), lambda m: m.down(h), lambda m: m.up(x)):
+        calls: list[Callable[[Any], torch.Tensor]]
+        calls = [lambda m: m.up(x), lambda m: m.down(h), lambda m: m(x), lambda m: m.down(h), lambda m: m.up(x)]
+        for call in calls:
             assert same_bits(call(module), call(fresh))
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             module.down(torch.randn(2, 127))
         module.down.weight = fresh.down.weight
         assert same_bits(module(x), fresh(x))
+
+
+def test_threads_that_call_at_once_take_turns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Stack(Gated(32, 128), Plain(32, 96), Gated(32, 128)).eval()
+    inputs = [torch.randn(2, 32) for _ in range(24)]
+    with torch.no_grad():
+        expected = [module(x) for x in inputs]
+    sites = [site(module, f"layers.{i}.") for i in range(3)]
+    with SparseForwards(module, sites, window=2, rows=60, folder=tmp_path), ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert all(same_bits(a, b) for a, b in zip(pool.map(module, inputs), expected, strict=True))
 
 
 def test_what_is_no_site_is_refused_and_leaves_the_module_alone(tmp_path: Path) -> None:

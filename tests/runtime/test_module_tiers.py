@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def tower(way: str, hbm: int, dram: int) -> Machine:
     sizes = {"hbm": hbm, "dram": dram, "ssd": 1 << 40}
     names = way.split("-")[::-1]
     links: list[Link] = []
-    for upper, lower in zip(names, names[1:], strict=False):
+    for upper, lower in pairwise(names):
         rate = 2e9 if upper == "hbm" else 1e9
         links += [Link(lower, upper, rate, chunk_nbytes=PAGE), Link(upper, lower, rate, chunk_nbytes=PAGE)]
     return Machine(
@@ -144,7 +145,7 @@ def test_bits_are_those_of_the_module_alone(
         home = sum(n for link, n in moved.items() if link.startswith(f"{made.plan.home_tier}->"))
         assert abs(read - 6 * home) <= home
         assert abs(copied - 6 * (sum(moved.values()) - home)) <= sum(moved.values()) - home
-        assert device.nbytes <= device.capacity_nbytes
+        assert device.nbytes - PAGE < made.plan.arena_nbytes["hbm"] <= device.capacity_nbytes
         pinned = {"ssd-dram-hbm": made.plan.arena_nbytes.get("dram", 0), "dram-hbm": made.recorded.nbytes}.get(way)
         if pinned:
             assert device.pinned_nbytes == [-(-pinned // PAGE) * PAGE]
@@ -260,12 +261,10 @@ def test_a_copy_from_the_device_to_the_host_and_back(tmp_path: Path) -> None:
     with Made(module, [(x, expected)], recorded, plan, at).execute() as executor:
         for _ in range(4):
             assert torch.equal(executor.run(x), expected)
-        engine = executor._memory.engine  # pyright: ignore[reportPrivateUsage]
+        lanes = executor._memory.engine.lanes  # pyright: ignore[reportPrivateUsage]
         n = recorded.graph.storages[0].nbytes
-        assert [(lane.read_nbytes, lane.copied_nbytes) for lane in engine.lanes.values()][:2] == [
-            (4 * n, 0),
-            (0, 4 * n),
-        ]
+        assert [lanes[link].copied_nbytes for link in ("ssd->hbm", "hbm->dram", "dram->hbm")] == [0, 4 * n, 4 * n]
+        assert lanes["ssd->hbm"].read_nbytes in (4 * n, 5 * n)  # the next pass has begun to load
 
 
 def test_what_fails_while_moving_ends_the_call_and_not_the_executor(

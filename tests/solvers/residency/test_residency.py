@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from tensorstow.solvers.residency import (
     round_and_repair,
     solve_residency,
 )
+from tensorstow.solvers.residency.rounding import Pauses, held_profile, repair
 from tensorstow.solvers.result import Result, Status
 
 
@@ -198,6 +200,34 @@ def test_repair_makes_it_fit(problem: ResidencyProblem, data: st.DataObject) -> 
             held[t] += gap.nbytes if not gone and problem.covers(gap, t) else 0
     assert max(held) <= problem.capacity_nbytes
     assert all(gone for gone, fraction in zip(out, absent, strict=True) if fraction > 0.5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 256, 257, 700])
+def test_repair_takes_the_worst_step_and_its_most_absent_gap(steps: int) -> None:
+    """Against the rule, followed with a look at everything each time."""
+    rng = np.random.default_rng(steps)
+    for _ in range(30):
+        start = rng.integers(-1, steps, 40)
+        pauses = Pauses(
+            start, start + rng.integers(1, steps + 1, 40), rng.integers(0, 5, 40), rng.integers(0, 4, steps)
+        )
+        absent = tuple(rng.choice([0.0, 0.25, 0.5], 40).tolist())
+        out, capacity = rng.random(40) < 0.2, int(rng.integers(0, 60))
+        expected = out.copy()
+        fits = True
+        while fits and (held := held_profile(pauses, expected)).max() > capacity:
+            worst = int(held.argmax())
+            over = [
+                (absent[g], int(pauses.end[g] - pauses.start[g]), -g)
+                for g in range(40)
+                if any(pauses.start[g] < t < pauses.end[g] for t in (worst, worst + steps))
+                and pauses.nbytes[g] and not expected[g]
+            ]  # fmt: skip
+            fits = bool(over)
+            if over:
+                expected[-max(over)[2]] = True
+        assert repair(pauses, absent, out, capacity) == fits
+        assert out.tolist() == expected.tolist()
 
 
 def test_an_engine_that_breaks_down_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,315 @@
+"""Feed-forward layers with a sparse activation, of whose weights only the rows of active neurons are read.
+
+LLM in a flash (Alizadeh et al., 2023, arXiv 2312.11514), to the bit. Behind ReLU most neurons are zero. What a zero is
+multiplied with matters little: with any finite weight the product is zero. So the same product runs over a buffer of
+the shape, strides and alignment of the whole matrix, in which the weights of active neurons are filled in, and all
+others are zero. Every product and every sum is then that of the whole matrix, except for the sign of zeros: an operand
+that is -0 in one and +0 in the other changes no sum but one that is zero itself. That leaves
+
+- weights that are not finite, or not under autocast: neurons with such a weight are always read;
+- results that are zero: where one is, and a skipped weight may have had another sign, the layer is read as a whole and
+  computed again.
+
+It holds for kernels that add up products, as those of PyTorch on CPUs do. The buffer is one for all layers; what stays
+from call to call is a window of rows (`RowWindow`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...ir.errors import InputError
+from .lazy import LazyTensor
+from .sparse_layer import Matrix, Scratch, SparseLayer, bits, neurons_apart
+from .sparse_rows import READ_NBYTES, Bytes, Indices, RowFile, RowLayout
+from .sparse_window import RowWindow
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Site(Protocol):
+    """A feed-forward layer, by the qualified names of its nn.Linear modules.
+
+    `down` reads act(up(x)), or with a gate act(gate(x)) * up(x), where act is ReLU, `squared` or not. With a gate,
+    `gate` runs before `up`, on the same tensor, and nothing but `down` reads the product, nothing but the product what
+    `up` gives.
+    """
+
+    @property
+    def down(self) -> str:
+        """Name of the output projection."""
+        ...
+
+    @property
+    def up(self) -> str:
+        """Name of the input projection that the gate multiplies; without a gate of the one there is."""
+        ...
+
+    @property
+    def gate(self) -> str | None:
+        """Name of the gate's projection."""
+        ...
+
+    @property
+    def squared(self) -> bool:
+        """Whether the activation is the square of ReLU."""
+        ...
+
+
+class SparseForwards:
+    """The forwards of `sites` of `module`, which from here on read rows of active neurons from a file of their own.
+
+    Call it after a ModuleExecutor has taken the module, or without one. The file takes the bytes of the output
+    projections, and with a gate those of `up`, in `folder` (by default the cache); it has no name and ends with this.
+    The modules' own weights are read once, one layer at a time, and not afterwards: whoever calls this frees them.
+
+    A layer keeps the rows of the last `window` calls, at most `rows` of them. Gaps of up to `bridge_nbytes` are read
+    with their neighbours: latency x bandwidth of the disk. `at_once` requests are under way at a time. `bundled` stores
+    the rows of a neuron together. `orders` lists, by name of the output projection, all neurons as they shall be
+    stored. `recording` keeps the neurons that each call asked for, in `layers[i].active`. Raises InputError, with the
+    module untouched, for a site that is none; ExecutionError where the disk has no room.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: Sequence[Site],
+        *,
+        window: int,
+        rows: int,
+        bridge_nbytes: int = 0,
+        at_once: int = 8,
+        bundled: bool = True,
+        orders: Mapping[str, Sequence[int]] | None = None,
+        recording: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        if window < 0 or rows < 0 or bridge_nbytes < 0 or at_once < 1:
+            raise InputError(
+                f"a window of {window} calls and {rows} rows, gaps of {bridge_nbytes} bytes: give 0 or more; and of "
+                f"{at_once} requests at once: give 1 or more"
+            )
+        modules = dict(module.named_modules(remove_duplicate=False))
+        found = [_matrices(modules, site) for site in sites]
+        places = [_order(site, m[0], orders or {}) for site, m in zip(sites, found, strict=True)]
+        _check_once(sites)
+        layouts = [RowLayout(m[0].neurons, m[0].row_nbytes, len(m), bundled or len(m) == 1) for m in found]
+        self._file = RowFile.write(layouts, lambda i: _rows(found[i], places[i]), folder, at_once=at_once)
+        self._scratch = Scratch([m[0] for m in found], [m[1] for m in found if len(m) > 1])
+        self._lock = threading.RLock()
+        self.layers = tuple(
+            SparseLayer(
+                number,
+                matrices,
+                place,
+                self._file,
+                self._scratch,
+                RowWindow(matrices[0].neurons, layout.neuron_nbytes, calls=window, rows=min(rows, layout.neurons)),
+                bridge_nbytes,
+                recording=recording,
+            )
+            for number, (matrices, place, layout) in enumerate(zip(found, places, self._file.layouts, strict=True))
+        )
+        self._undo: list[tuple[nn.Module, Any]] = []
+        for site, layer in zip(sites, self.layers, strict=True):
+            if site.gate is None:
+                self._replace(layer.down.module, lambda original, layer=layer: self._plain(layer, original))
+            else:
+                self._install_gated(modules[site.gate], layer, squared=site.squared)
+
+    def __enter__(self) -> SparseForwards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Put the forwards back and give file and memory back; again is allowed."""
+        with self._lock:
+            for part, before in reversed(self._undo):
+                if before is None:
+                    part.__dict__.pop("forward", None)
+                else:
+                    part.__dict__["forward"] = before
+            self._undo.clear()
+            self._file.close()
+            self._scratch.close()
+            for layer in self.layers:
+                layer.close()
+
+    @property
+    def memory_nbytes(self) -> int:
+        """The most memory that all of it ever takes, beside what a call computes."""
+        return (
+            self._scratch.nbytes
+            + self._file.memory_nbytes
+            + 2 * READ_NBYTES  # rows of a batch, and what is made of them
+            + sum(layer.nbytes for layer in self.layers)
+        )
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(layout.nbytes for layout in self._file.layouts)
+
+    def _replace(self, part: nn.Module, make: Callable[[Forward], Forward]) -> None:
+        original = part.forward
+        self._undo.append((part, part.__dict__.get("forward")))
+        part.__dict__["forward"] = update_wrapper(make(original), original)
+
+    def _plain(self, layer: SparseLayer, original: Forward) -> Forward:
+        """Of an output projection that reads ReLU's output."""
+
+        def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name
+            with self._lock, torch.no_grad():
+                if not layer.down.in_place():
+                    return original(input)  # somebody has put another weight there
+                return layer.project(input, original, exact=True)[0]
+
+        return forward
+
+    def _install_gated(self, gate: nn.Module, layer: SparseLayer, *, squared: bool) -> None:
+        noted = _Noted()
+        up, down = layer.matrices[1], layer.down
+        above: list[Forward] = []
+
+        def of_gate(original: Forward) -> Forward:
+            def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name
+                noted.input, noted.gate, noted.skipped = input, None, False
+                result = original(input)
+                noted.gate = result
+                return result
+
+            return forward
+
+        def of_up(original: Forward) -> Forward:
+            above.append(original)
+
+            def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name
+                with self._lock, torch.no_grad():
+                    if not up.in_place():
+                        return original(input)
+                    gated = noted.gate if noted.input is input and not _hooked(gate, up.module, down.module) else None
+                    noted.skipped = gated is not None and up.stays_finite(input)
+                    if gated is None or not noted.skipped:
+                        layer.fill_all()
+                    else:
+                        layer.fill(neurons_apart((bits(gated) > 0) | gated.isnan(), up.neurons))
+                    return up.compute(input, original)
+
+            return forward
+
+        def of_down(original: Forward) -> Forward:
+            def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name
+                with self._lock, torch.no_grad():
+                    if not down.in_place():
+                        return original(input)
+                    skipped, x, g = noted.skipped, noted.input, noted.gate
+                    noted.input, noted.gate, noted.skipped = None, None, False
+                    result, exact = layer.project(input, original, exact=not skipped)
+                    if exact is not False or x is None or g is None:
+                        return result
+                    layer.fill_all()
+                    activation = torch.relu(g)
+                    activation = torch.square(activation) if squared else activation
+                    return down.compute((activation * up.compute(x, above[0])).view(input.shape), original)
+
+            return forward
+
+        self._replace(gate, of_gate)
+        self._replace(up.module, of_up)
+        self._replace(down.module, of_down)
+
+
+class _Noted(threading.local):
+    """What the gate of a layer has computed in this thread, from what; and whether neurons of `up` were skipped."""
+
+    input: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    skipped = False
+
+
+def _hooked(gate: nn.Module, up: nn.Module, down: nn.Module) -> bool:
+    """Whether somebody looks at, or changes, what is between these modules."""
+    return bool(gate._forward_hooks or up._forward_hooks or down._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+
+
+def _matrices(modules: Mapping[str, nn.Module], site: Site) -> list[Matrix]:
+    """The output projection, and with a gate the input projection. Raises InputError."""
+    names = [site.down, site.up, *([] if site.gate is None else [site.gate])]
+    for name in names:
+        _check_linear(modules, name)
+    down = Matrix(modules[site.down], site.down, by_row=False)
+    up = Matrix(modules[site.up], site.up, by_row=True)
+    for name, size in (
+        (site.up, up.neurons),
+        *([] if site.gate is None else [(site.gate, _outputs(modules[site.gate]))]),
+    ):
+        if size != down.neurons:
+            raise InputError(f"'{name}' has {size} outputs, '{site.down}' {down.neurons} inputs: no feed-forward layer")
+    if site.gate is None:
+        return [down]
+    if (up.dtype, up.row_nbytes) != (down.dtype, down.row_nbytes):
+        raise InputError(
+            f"'{site.up}' has rows of {up.row_nbytes} bytes of {up.dtype}, '{site.down}' columns of {down.row_nbytes} "
+            f"bytes of {down.dtype}; give the site without its gate"
+        )
+    return [down, up]
+
+
+def _outputs(module: nn.Module) -> int:
+    weight = module._parameters["weight"]  # pyright: ignore[reportPrivateUsage]
+    return 0 if weight is None else weight.shape[0]
+
+
+def _check_linear(modules: Mapping[str, nn.Module], name: str) -> None:
+    part = modules.get(name)
+    weight = None if part is None else part._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]
+    if part is None or weight is None or type(part).forward is not nn.Linear.forward:
+        kind = "no module" if part is None else f"a {type(part).__name__}"
+        raise InputError(f"'{name}' is {kind}; rows are read for an nn.Linear with a weight of its own")
+    if weight.device.type != "cpu" or not weight.is_floating_point() or not weight.is_contiguous():
+        raise InputError(
+            f"'{name}' has a weight of {weight.dtype} on '{weight.device}' with strides {list(weight.stride())}; rows "
+            "are read for dense weights of floating point on 'cpu'"
+        )
+
+
+def _check_once(sites: Sequence[Site]) -> None:
+    names = [n for s in sites for n in (s.down, s.up, s.gate) if n is not None]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise InputError(f"'{twice}' belongs to several feed-forward layers; name each module once")
+
+
+def _order(site: Site, down: Matrix, orders: Mapping[str, Sequence[int]]) -> Indices:
+    order = np.asarray(orders.get(site.down, range(down.neurons)), np.int64)
+    if not np.array_equal(np.sort(order), np.arange(down.neurons)):
+        raise InputError(
+            f"the order of '{site.down}' has {len(order)} neurons, {len(set(order.tolist()))} of them different; the "
+            f"layer has {down.neurons}: list each once"
+        )
+    return order
+
+
+def _rows(matrices: Sequence[Matrix], order: Indices) -> Callable[[int, int], Sequence[Bytes]]:
+    """Rows of the neurons at places [start, stop) of each matrix, while its weights are in memory."""
+    values: list[torch.Tensor] = []
+    for matrix in matrices:
+        held = matrix.weight
+        values.append(held.weights.read(held.source).detach() if isinstance(held, LazyTensor) else held.detach())
+        matrix.examine(values[-1])
+
+    def rows(start: int, stop: int) -> Sequence[Bytes]:
+        wanted = torch.from_numpy(order[start:stop])
+        return [m.rows_of(v, wanted) for m, v in zip(matrices, values, strict=True)]
+
+    return rows
