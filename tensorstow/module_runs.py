@@ -74,8 +74,11 @@ def open_module(
     return ModuleRunner(_executor(file, made, threads, progress), made)
 
 
-def _executor(file: PlanFile, made: ModuleModel, threads: int | None, progress: Progress) -> ModuleExecutor:
-    """The store opened, or made from what the module holds, and the executor over it."""
+def _executor(
+    file: PlanFile, made: ModuleModel, threads: int | None, progress: Progress, hollow: Path | None = None
+) -> ModuleExecutor:
+    """The store opened, or made from what the module holds, and the executor over it. With `hollow`, a folder, what
+    would be repacked is a file of zeros there, which takes no room."""
     from .planner.pytorch.binding import kept_names
     from .planner.pytorch.hf import fill_kept
     from .runtime.module.executor import ModuleExecutor
@@ -85,7 +88,12 @@ def _executor(file: PlanFile, made: ModuleModel, threads: int | None, progress: 
         program = _moved(program, made)
         fill_kept(made.module, made.matched, kept_names(made.module, program))
     threads = threads or file.machine.units[0].threads or None
-    store = _open_store(file, program, made, progress)
+    if hollow is not None and not program.direct:
+        from .rehearse import hollow_store
+
+        store: WeightReader = hollow_store(program, hollow / "store")
+    else:
+        store = _open_store(file, program, made, progress)
     try:
         return ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
     except BaseException:
@@ -260,7 +268,7 @@ def hollow_runner(file: PlanFile) -> Generator[ModuleRunner]:
         return
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
         hollow = replace(made, matched=_hollow(made, Path(folder)))
-        with ModuleRunner(_executor(file, hollow, None, silent), hollow) as runner:
+        with ModuleRunner(_executor(file, hollow, None, silent, Path(folder)), hollow) as runner:
             yield runner
 
 

@@ -14,7 +14,7 @@ from .ir.codec import digest, dumps
 from .ir.errors import TensorstowError
 from .ir.files import PlanFile
 from .ir.paths import cache_dir
-from .ir.program import Program
+from .ir.program import ModuleProgram, Program
 from .runtime.memory import peak_rss_nbytes
 from .runtime.onnx_executor import OnnxExecutor
 from .runtime.store import CRC_NBYTES, INDEX, SCHEMA, WEIGHTS, BlobEntry, Index, WeightStore, identity_of, layout
@@ -90,7 +90,7 @@ def _set_up(file: PlanFile) -> int:
     return peak
 
 
-def hollow_store(program: Program, folder: Path) -> WeightStore:
+def hollow_store(program: Program | ModuleProgram, folder: Path) -> WeightStore:
     """A store for `program` in which every weight is zeros: a file that is one hole, with an index that fits it."""
     offsets, nbytes = layout(program)
     folder.mkdir()
