@@ -74,7 +74,7 @@ def _convolution(call: Call, threads: int) -> int:
     (providers/cpu/nn/conv.cc).
     """
     weight = call.shape(1)
-    if call.blocked or len(weight) < 3 or call.output() is None:
+    if call.blocked or len(weight) < 3 or not call.shape(0) or call.output() is None:
         return 0
     kernel, groups = weight[2:], call.attribute("group", 1)
     inner, filters = prod(weight[1:]), weight[0] // groups

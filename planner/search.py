@@ -40,7 +40,7 @@ TRANSFER_NBYTES = 256 << 10
 FEW_MORE_BYTES = 1.05
 """Moving up to this many times the bytes of the LP is not worth more search."""
 
-KEPT, FAVOURED = 6, 3
+KEPT, FAVOURED = 8, 8
 """How many of the best candidates are remembered, and how many of them are worked on."""
 
 QUICK_S = 0.7
@@ -99,6 +99,7 @@ class Search:
     best: Plan | None = None
     last: Plan | None = None
     found: list[tuple[float, Decisions, Plan]] = field(default_factory=list[tuple[float, Decisions, Plan]])
+    whole: tuple[float, Decisions] | None = None
     scores: dict[int, float] = field(default_factory=dict[int, float])
     began: float = field(default_factory=time.monotonic)
 
@@ -235,12 +236,15 @@ class Search:
         if instance.spills_too_much(plan):
             return float("inf")
         self.last = plan
-        self.found.append((plan.certificate.simulated_s, decisions, plan))
+        seconds = plan.certificate.simulated_s
+        if not decisions.kept_nbytes and (self.whole is None or seconds < self.whole[0]):
+            self.whole = seconds, decisions
+        self.found.append((seconds, decisions, plan))
         self.found.sort(key=lambda entry: entry[0])
         del self.found[KEPT:]
         if self.best is None or self._better(plan, self.best):
             self.best = plan
-        return plan.certificate.simulated_s
+        return seconds
 
     def _better(self, plan: Plan, best: Plan) -> bool:
         """Faster; or as fast with a lighter burden: what hides behind computing still takes bandwidth and wake-ups."""
@@ -294,12 +298,13 @@ class Search:
         return [(index[t.storage], step) for step, t in late if t.target == self.instance.fast.name]
 
     def exchange(self) -> None:
-        """Hill climbing from the best plan while there is time: evict one more item, keep one more, or one for another.
-        On small graphs this settles what rounding left open; on large ones time ends it early."""
+        """Hill climbing from the best plan that moves whole items while there is time: evict one more item, keep one
+        more, or one for another. On small graphs this settles what rounding left open; on large ones time ends it
+        early."""
         gaps = [(g.item, g.before) for g in self.instance.gaps]
-        improved = bool(self.found)
-        while improved:
-            score, start, _ = self.found[0]
+        improved = self.whole is not None
+        while improved and self.whole is not None:
+            score, start = self.whole
             singles = [frozenset({g}) for g in gaps]
             pairs = (frozenset({a, b}) for a in gaps if a in start.evicted for b in gaps if b not in start.evicted)
             improved = False

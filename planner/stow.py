@@ -40,7 +40,7 @@ class Stow:
 
     name: ClassVar[str] = "stow"
     refinements: int = 3
-    search_share: float = 0.15
+    search_share: float = 0.3
     good_enough: float = 0.001
     cuts: bool = True
     roundings: bool = True
@@ -63,19 +63,19 @@ class Stow:
             search.usual()
         for cut in cuts[1:] if self.cuts else ():
             search.try_cut(cut, roundings=1)
+        if search.best is None and self.roundings:
+            search.insist()
+        for _ in range(self.refinements if search.scores and self.cuts else 0):
+            for cut in search.between_best():
+                search.try_cut(cut, roundings=2)
+        for cut in search.best_cuts(2) if self.roundings else ():
+            search.try_cut(cut)
         for cut in search.cuts() if self.replay else ():
             if search.finished:
                 break
             cached = replay_cache(instance, instance.capacity_nbytes - cut, farthest, prefetch=True)
             if cached is not None:
                 search.score(cached)
-        if search.best is None and self.roundings:
-            search.insist()
-        for cut in search.best_cuts(2) if self.roundings else ():
-            search.try_cut(cut)
-        for _ in range(self.refinements if search.scores and self.cuts else 0):
-            for cut in search.between_best():
-                search.try_cut(cut, roundings=2)
         if self.favour:
             search.favour()
         if self.exchange:

@@ -101,7 +101,7 @@ def test_what_is_compared_by_default() -> None:
         assert chosen_names(None, mode) == names
     assert chosen_names("all", "inference") == strategy_names()
     assert chosen_names(" lru ,stow", "training") == ("lru", "stow")
-    with pytest.raises(ts.InputError, match="', ' names no strategy; give 'all', or some of: stow, "):
+    with pytest.raises(ts.InputError, match="--strategies ', ' names none; give 'all', or some of: stow, "):
         chosen_names(", ", "training")
 
 
