@@ -41,8 +41,9 @@ def accelerated(folder: Path, mib: int, scratch: Path, *, own_format: bool) -> t
 
 def mapped(folder: Path) -> torch.nn.Module:
     """The model over the page cache."""
-    from tensorstow.planner.pytorch.hf import parameters_on_meta
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tensorstow.planner.pytorch.hf import parameters_on_meta
 
     with parameters_on_meta():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
