@@ -36,7 +36,7 @@ def accelerated(folder: Path, mib: int, scratch: Path, *, own_format: bool) -> t
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     places = infer_auto_device_map(model, limits, no_split_module_classes=model._no_split_modules)
     load_checkpoint_in_model(model, str(folder), places, offload_folder=str(scratch))
-    return dispatch_model(model, places, offload_dir=str(scratch), main_device="cpu")
+    return dispatch_model(model, places, offload_dir=str(scratch), main_device=torch.device("cpu"))
 
 
 def mapped(folder: Path) -> torch.nn.Module:

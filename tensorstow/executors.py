@@ -34,6 +34,11 @@ class Executor(Protocol):
         """Of the last pass."""
         ...
 
+    @property
+    def threads(self) -> int:
+        """How many compute."""
+        ...
+
     def load(self) -> int:
         """Bring what is resident into its place; the bytes read."""
         ...

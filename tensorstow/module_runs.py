@@ -150,6 +150,11 @@ class ModuleRunner:
         """Of the last pass."""
         return self.executor.stats
 
+    @property
+    def threads(self) -> int:
+        """PyTorch's."""
+        return self.executor.threads
+
     def load(self) -> int:
         """Bring what is resident into its place; the bytes read."""
         return self.executor.load()

@@ -90,7 +90,7 @@ def test_a_directory_is_planned_and_run(cli: Cli, directory: Path, tmp_path: Pat
 def test_what_runs_the_directory_is_the_model_itself(directory: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    whole = AutoModelForCausalLM.from_pretrained(directory)
+    whole: Any = AutoModelForCausalLM.from_pretrained(directory)
     machine = ts.Machine.detect(dram=half(placed_nbytes(whole)))
     model = ts.apply(ts.plan(f"hf:{directory}", machine=machine))
     prompt = torch.tensor([[5, 9, 200, 31]])

@@ -19,6 +19,7 @@ from tensorstow.ir.graph import Operator
 from tensorstow.ir.plan import Plan
 from tensorstow.runtime import memory
 from tensorstow.runtime.onnx_executor import OnnxExecutor
+from tensorstow.runtime.store import WeightStore
 
 from .build import Net, machine, same_bits
 from .plans import execute, feed, forked, mlp, spilling, streamed
@@ -54,6 +55,7 @@ def test_a_read_that_fails_ends_the_pass_and_not_the_executor(
                 executor.run(feed())
             executor.run(feed())
             assert same_bits(executor.run(feed()), net.reference(feed()))
+            assert isinstance(executor.store, WeightStore)
             for loaded in executor.store._unchecked.values():  # pyright: ignore[reportPrivateUsage]
                 loaded.add(0)
 
