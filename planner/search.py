@@ -99,7 +99,7 @@ class Search:
     best: Plan | None = None
     last: Plan | None = None
     found: list[tuple[float, Decisions, Plan]] = field(default_factory=list[tuple[float, Decisions, Plan]])
-    whole: tuple[float, Decisions] | None = None
+    unsplit: tuple[float, Decisions] | None = None
     scores: dict[int, float] = field(default_factory=dict[int, float])
     began: float = field(default_factory=time.monotonic)
 
@@ -237,8 +237,8 @@ class Search:
             return float("inf")
         self.last = plan
         seconds = plan.certificate.simulated_s
-        if not decisions.kept_nbytes and (self.whole is None or seconds < self.whole[0]):
-            self.whole = seconds, decisions
+        if not decisions.kept_nbytes and (self.unsplit is None or seconds < self.unsplit[0]):
+            self.unsplit = seconds, decisions
         self.found.append((seconds, decisions, plan))
         self.found.sort(key=lambda entry: entry[0])
         del self.found[KEPT:]
@@ -302,9 +302,9 @@ class Search:
         more, or one for another. On small graphs this settles what rounding left open; on large ones time ends it
         early."""
         gaps = [(g.item, g.before) for g in self.instance.gaps]
-        improved = self.whole is not None
-        while improved and self.whole is not None:
-            score, start = self.whole
+        improved = self.unsplit is not None
+        while improved and self.unsplit is not None:
+            score, start = self.unsplit
             singles = [frozenset({g}) for g in gaps]
             pairs = (frozenset({a, b}) for a in gaps if a in start.evicted for b in gaps if b not in start.evicted)
             improved = False
