@@ -14,7 +14,7 @@ from ..ir.plan import Plan
 from ..ir.simulate import simulate
 from .instance import Instance
 from .round import diffuse, fill, repair, spare_small, spread_evictions, threshold, to_decisions
-from .search import Search, warm_up
+from .search import PACKING_S, Search, warm_up
 from .stays import Decisions, Landing
 from .strategies import Effort
 
@@ -32,9 +32,9 @@ class Lean(Search):
     whole: Instance | None = None
     ranked: list[tuple[float, int, Plan]] = field(default_factory=list[tuple[float, int, Plan]])
 
-    def score(self, decisions: Decisions) -> float:
+    def score(self, decisions: Decisions, packing_time_s: float = PACKING_S) -> float:
         """As `Search.score`; the candidate is ranked."""
-        seconds = super().score(decisions)
+        seconds = super().score(decisions, packing_time_s)
         if self.last is not None and self.whole is not None:
             plan = replace(self.last, machine=self.whole.digests[1])
             self.ranked.append((estimate_s(self.whole, plan), len(self.ranked), plan))
