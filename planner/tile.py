@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from ..ir.errors import InfeasibleError, InputError
-from ..ir.machine import Link, Machine
+from ..ir.errors import InfeasibleError
+from ..ir.machine import Machine
 from .costs import duration_ns
 from .instance import make_instance
+from .lookups import STREAMED_SHARE, better_left, store_link
 from .onnx import Lowered, SplitAxis, apply_lookups, split, splittable, tables
 
-STREAMED_SHARE = 1 / 50
-"""Weights above this share of the budget are split where the parts' results need no joining (DESIGN 4.1: 2%)."""
 JOINED_SHARE = 1 / 6
 """Where the parts' results must be joined by a copy, weights up to this share of the budget stay whole: only what would
 keep loads from overlapping compute is worth the copy."""
@@ -35,24 +34,15 @@ def tile(lowered: Lowered, machine: Machine) -> Lowered:
 
 def _leave_tables(lowered: Lowered, machine: Machine, budget: int) -> Lowered:
     """Tables above a share of the budget whose rows are read faster than the whole."""
-    graph, link = lowered.graph, _slowest_link(machine)
+    graph, link = lowered.graph, store_link(machine)
     chosen: list[str] = []
     for storage, operators in tables(lowered).items():
         table = graph.storage[storage]
         picked = sum(prod(graph.tensor[graph.operator[o].inputs[1]].shape or ()) for o in operators)
         row_nbytes = max(graph.tensor[graph.operator[o].outputs[0]].nbytes for o in operators) // max(picked, 1)
-        rows_ns = picked * link.transfer_ns(row_nbytes)
-        if table.nbytes > budget * STREAMED_SHARE and rows_ns < link.transfer_ns(table.nbytes):
+        if better_left(table.nbytes, picked, row_nbytes, budget, link):
             chosen.append(storage)
     return apply_lookups(lowered, chosen, link) if chosen else lowered
-
-
-def _slowest_link(machine: Machine) -> Link:
-    """The link by which weights come from where they are at home: the slowest into the compute tier."""
-    into = [k for k in machine.links if k.target == machine.units[0].tier]
-    if not into:
-        raise InputError(f"machine '{machine.name}' has no link into tier '{machine.units[0].tier}'; add one")
-    return min(into, key=lambda k: k.bytes_per_s)
 
 
 def _parts(lowered: Lowered, machine: Machine, budget: int) -> dict[str, int]:

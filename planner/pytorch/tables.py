@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from math import prod
 
-from ...ir.errors import InputError
 from ...ir.graph import Operator
-from ...ir.machine import Link, Machine
+from ...ir.machine import Machine
+from ..lookups import better_left, store_link
 from .lowered import OpLowered, Weight
 from .placed import placed_weights
 
 LOOKUP = "Lookup"
 EMBEDDING = "aten.embedding.default"
-TABLE_SHARE = 1 / 50
-"""Tables above this share of the budget may be left in the store, as in `planner.tile`."""
 
 
 def tables(lowered: OpLowered) -> dict[str, tuple[str, ...]]:
@@ -52,15 +50,6 @@ def choose_lookups(lowered: OpLowered, machine: Machine) -> frozenset[str]:
     for storage, operators in tables(lowered).items():
         table = lowered.weights[storage]
         picked = sum(rows_picked(lowered, op) for op in operators)
-        rows_ns = picked * link.transfer_ns(table.nbytes // table.shape[0])
-        if table.nbytes > budget * TABLE_SHARE and rows_ns < link.transfer_ns(table.nbytes):
+        if better_left(table.nbytes, picked, table.nbytes // table.shape[0], budget, link):
             chosen.add(storage)
     return frozenset(chosen)
-
-
-def store_link(machine: Machine) -> Link:
-    """The link by which weights come from where they are at home: the slowest into the compute tier."""
-    into = [k for k in machine.links if k.target == machine.units[0].tier]
-    if not into:
-        raise InputError(f"machine '{machine.name}' has no link into tier '{machine.units[0].tier}'; add one")
-    return min(into, key=lambda k: k.bytes_per_s)
