@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import json
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
@@ -151,7 +151,9 @@ def _read_dataclass(cls: type, data: Any, where: str) -> Any:
     entries = cast("dict[str, Any]", _expect(dict, data, where))
     hints = _hints(cls)
     names = {f.name for f in fields(cls)}
-    if set(entries) != names:
-        missing, extra = sorted(names - set(entries)), sorted(set(entries) - names)
+    # A field with a default may have come later than the file: what was written before it means the default.
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    missing, extra = sorted(needed - set(entries)), sorted(set(entries) - names)
+    if missing or extra:
         raise InputError(f"{where}: {cls.__name__} misses {missing} and has unknown {extra}")
-    return cls(**{name: _read(hints[name], entries[name], f"{where}.{name}") for name in names})
+    return cls(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in entries.items()})

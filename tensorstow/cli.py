@@ -31,7 +31,7 @@ ModelName = Annotated[
     str,
     typer.Argument(
         help="An ONNX file; hf:DIR, a Hugging Face directory; file.py:callable or pkg.module:callable, which returns "
-        "(module, example_inputs).",
+        "(module, example_inputs), and for training also a loss and an optimizer.",
         metavar="MODEL",
     ),
 ]
@@ -40,7 +40,7 @@ Tiers = Annotated[
     list[str] | None, typer.Option("--tier", metavar="NAME=SIZE", help="Capacity of a tier, e.g. dram=300MiB.")
 ]
 Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="A symbolic dimension of the model.")]
-Mode = Annotated[str, typer.Option(help="inference; training needs a PyTorch model.")]
+Mode = Annotated[str, typer.Option(help="inference; training of a PyTorch module: a whole step.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Measure every operator on this box.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", metavar="S", min=0.1, help="Seconds the solver may take.")]
 Seed = Annotated[int, typer.Option(help="Seed of what is random in a strategy.")]
@@ -108,7 +108,7 @@ def _pairs(entries: list[str] | None, what: str) -> dict[str, str]:
     return found
 
 
-def _check_output(path: Path | None) -> None:
+def check_output(path: Path | None) -> None:
     """Refuse a place that cannot be written before the work, not after it."""
     if path is None:
         return
@@ -146,14 +146,19 @@ def _request(
 
     sizes = {name: parse_size(size) for name, size in _pairs(tiers, "tier").items()}
     found = get_machine(machine, progress=report.progress).with_capacity(sizes)
-    return Request(_model(model, _dims(dims), new), found, mode, profile, time_limit, seed, engine)
+    return Request(_model(model, _dims(dims), mode, new), found, mode, profile, time_limit, seed, engine)
 
 
-def _model(model: str, dims: dict[str, int], new: int | None) -> Any:
+def _model(model: str, dims: dict[str, int], mode: str, new: int | None) -> Any:
     if new is None:
         from .models import find_model
 
-        return find_model(model, dims)
+        found = find_model(model, dims)
+        if mode != "training":
+            return found
+        from .training import training_model
+
+        return training_model(found)
     from .generation import generating
 
     return generating(model, dims, new)
@@ -166,7 +171,9 @@ def plan(
     tier: Tiers = None,
     dim: Dims = None,
     mode: Mode = "inference",
-    strategy: Annotated[str, typer.Option(help="Which strategy plans; see `compare`.")] = "stow",
+    strategy: Annotated[
+        str | None, typer.Option(help="Which strategy plans; see `compare`. Default: stow; in training stow-recompute.")
+    ] = None,
     profile: Profile = False,
     time_limit: TimeLimit = 20.0,
     seed: Seed = 0,
@@ -181,7 +188,7 @@ def plan(
     """Plan a model on a machine: what lives where and when, how long it takes, and how near that is to the limit."""
     from .workflow import limit_process, make_plan
 
-    _check_output(output)
+    check_output(output)
     request = _request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new)
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
@@ -217,6 +224,10 @@ def run(
     repeat: Annotated[int, typer.Option(min=1, help="Passes to measure.")] = 5,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the unconstrained run, bit by bit.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; default: all cores.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE.json", help="One more pass as a trace for Perfetto, beside the plan's."),
+    ] = None,
     as_json: Json = False,
     fixed: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -228,7 +239,8 @@ def run(
 
         report.print_json({"fixed_nbytes": fixed_nbytes(plan_path, rehearse=fixed == "rehearsed")})
         return
-    _check_output(output)
+    check_output(output)
+    check_output(trace)
     found = run_plan(
         plan_path,
         model=model,
@@ -237,8 +249,13 @@ def run(
         repeat=repeat,
         verify=verify,
         threads=threads,
+        trace=trace is not None,
         progress=report.progress,
     )
+    if trace is not None:
+        from .page.trace import measured_bars, write_trace
+
+        write_trace(found.file, trace, measured=measured_bars(found.file, found.events))
     report.done()
     if as_json:
         report.print_json(found.facts())
@@ -286,7 +303,7 @@ def compare(
     to_stdout = csv_file is not None and str(csv_file) == "-"
     if as_json + markdown + to_stdout > 1:
         raise InputError("--json, --markdown and --csv - each want stdout for themselves; give one of them")
-    _check_output(None if to_stdout else csv_file)
+    check_output(None if to_stdout else csv_file)
     memory = None if memory_limit is None else parse_size(memory_limit)
     trials = Trials(_seeds(seed, seeds, repeat), _limits(limits), workers, memory)
     request = _request(model, machine, tier, dim, mode, profile, time_limit, seed, engine)
@@ -327,15 +344,6 @@ def _limit(name: str, text: str) -> float:
         raise InputError(f"--limit {name}={text}: write seconds, as {name}=5") from error
 
 
-@app.command()
-def show(plan_path: PlanPath) -> None:
-    """Show a plan: what it promises, a map of the memory over time, and who waits for what."""
-    from .ir.files import read_plan
-    from .show import print_show
-
-    print_show(read_plan(plan_path))
-
-
 @machine_app.command("list")
 def machine_list() -> None:
     """Names of the built-in profiles, and of this box."""
@@ -365,7 +373,7 @@ def machine_calibrate(
     from .ir.profiles import write_machine
     from .runtime.calibrate import calibrate, host_profile_path
 
-    _check_output(output)
+    check_output(output)
     machine = calibrate(progress=report.progress, quick=quick)
     write_machine(machine, host_profile_path())
     if output is not None:
@@ -396,7 +404,7 @@ def pack(
     """Give buffers with lifetimes their offsets: the least peak, and the proof of how low it could be."""
     from .pack import pack_file
 
-    _check_output(output)
+    check_output(output)
     limit = None if capacity is None else parse_size(capacity)
     outcome = pack_file(
         buffers,
@@ -415,3 +423,6 @@ def pack(
     else:
         report.print_packing(outcome)
     raise typer.Exit(outcome.exit_status)
+
+
+from . import cli_show as _cli_show  # noqa: E402, F401 # pyright: ignore[reportUnusedImport] - registers its command

@@ -21,6 +21,7 @@ from .ir.files import PlanFile
 from .ir.paths import atomic_file
 
 if TYPE_CHECKING:
+    from .runtime.trace import Event
     from .verify import Verification
 
 Arrays = dict[str, NDArray[Any]]
@@ -46,6 +47,8 @@ class RunReport:
     read_nbytes: int
     written_nbytes: int
     verified: Verification | None
+    events: tuple[Event, ...] = ()
+    """Of one more pass, where a trace was asked for."""
 
     @property
     def median_s(self) -> float:
@@ -84,6 +87,7 @@ def run_plan(
     repeat: int = 5,
     verify: bool = False,
     threads: int | None = None,
+    trace: bool = False,
     progress: Progress = silent,
 ) -> RunReport:
     """Execute a plan file `repeat` times and measure it, then the controls, then verify if asked to."""
@@ -98,6 +102,12 @@ def run_plan(
         inputs = read_inputs(input_path) if input_path else random_inputs(file)
         measured = _measure(executor, inputs, repeat, progress)
         peak = peak_rss_nbytes()
+        events: tuple[Event, ...] = ()
+        if trace:
+            progress("tracing a pass", 0.0)
+            executor.load()
+            executor.profile(1)
+            events = executor.stats.events
     if output_path is not None:
         write_outputs(output_path, measured.outputs)
     verified = None
@@ -117,6 +127,7 @@ def run_plan(
         read_nbytes=measured.read_nbytes,
         written_nbytes=measured.written_nbytes,
         verified=verified,
+        events=events,
     )
 
 

@@ -45,7 +45,7 @@ def test_no_base_at_the_end_of_a_range_is_better(
     if best == float("inf"):
         assert base == -1
         return
-    assert every[base] <= best + 1e-9 + (0.5 if best > due else 0.0)  # half a nanosecond is no difference
+    assert every[base] < best + 1.0  # two that are half a nanosecond apart are equal, and two such pairs may meet
     assert done <= every[base] + 1e-9
 
 

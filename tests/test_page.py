@@ -1,0 +1,192 @@
+"""Pictures of plans: what is drawn is what the plan says, pages stand alone, traces and snapshots can be read."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import pickle
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensorstow.ir.errors import InputError
+from tensorstow.ir.files import PlanFile, read_plan, write_plan
+from tensorstow.ir.graph import Graph
+from tensorstow.page.boxes import COMPUTES, LOADS, STALLS, Bar, draw
+from tensorstow.page.costs import upgrades
+from tensorstow.page.figures import LABELLED
+from tensorstow.page.merge import merge_bars
+from tensorstow.page.page import page
+from tensorstow.page.picture import write_picture
+from tensorstow.page.snapshot import write_snapshot
+from tensorstow.page.trace import read_measured, write_trace
+from tensorstow.planner.build import plan_graph
+from tests.conftest import Cli
+from tests.graphs import KIB, chain, machine
+from tests.models import write_mlp
+
+WEIGHTS = [64 * KIB, 128 * KIB, 96 * KIB, 64 * KIB, 160 * KIB]
+
+
+def planned(graph: Graph | None = None, capacity: int = 260 * KIB) -> PlanFile:
+    graph = graph or chain(WEIGHTS, ns=50_000)
+    box = machine(capacity)
+    return PlanFile(plan_graph(graph, box, time_limit_s=2), graph, box, None, None, 0)
+
+
+def unpacked(text: str, name: str) -> str:
+    found = re.search(rf'<script id="{name}"[^>]*>([^<]*)</script>', text)
+    assert found is not None
+    return gzip.decompress(base64.b64decode(found[1])).decode()
+
+
+def test_rectangles_cover_what_the_plan_holds() -> None:
+    file = planned()
+    drawing = draw(file)
+    boxes = drawing.memory["dram"]
+    instants = {b.start_ns for b in boxes}
+    for at in instants:
+        live = sorted((b for b in boxes if b.start_ns <= at < b.end_ns), key=lambda b: b.low)
+        assert all(a.high <= b.low for a, b in pairwise(live)), "two share addresses at a time"
+    area = sum((b.high - b.low) * (b.end_ns - b.start_ns) for b in boxes)
+    ends = [at for at, _ in drawing.held["dram"][1:]] + [drawing.timeline.pass_ns]
+    held = sum(n * (end - at) for (at, n), end in zip(drawing.held["dram"], ends, strict=True))
+    assert area == held > 0
+    workspace = file.plan.workspace_nbytes.get("dram", 0)
+    assert max(n for _, n in drawing.held["dram"]) + workspace <= file.plan.certificate.peak_nbytes["dram"]
+
+
+def test_lanes_are_the_simulators() -> None:
+    file = planned()
+    drawing = draw(file)
+    computing = sum(b.end_ns - b.start_ns for b in drawing.lanes if b.kind == COMPUTES)
+    waiting = sum(b.end_ns - b.start_ns for b in drawing.lanes if b.kind == STALLS)
+    assert computing == drawing.timeline.compute_ns
+    assert waiting == drawing.timeline.wait_ns > 0
+    moving = sum(b.end_ns - b.start_ns for b in drawing.lanes if b.kind == LOADS)
+    assert moving == sum(e.end_ns - e.start_ns for e in drawing.timeline.transfers)
+    assert all(0 <= b.start_ns <= b.end_ns <= drawing.timeline.pass_ns for b in drawing.lanes)
+
+
+def test_short_bars_join_and_long_ones_do_not() -> None:
+    bars = [Bar(COMPUTES, "u", i, i + 1, f"op{i}") for i in range(100)] + [Bar(COMPUTES, "u", 200, 300, "long")]
+    merged = merge_bars(bars, 10)
+    assert len(merged) < 20
+    assert bars[-1] in merged
+    assert sum(b.count for b in merged) == len(bars)
+    assert merge_bars(bars, 1) == tuple(bars)
+
+
+def test_a_page_stands_alone() -> None:
+    drawing = draw(planned())
+    text = page(drawing, ())
+    assert not re.search(r'(src|href)\s*=\s*["\']', text), "it must fetch nothing"
+    figures: dict[str, Any] = json.loads(unpacked(text, "figures"))
+    assert set(figures) == {"map0", "held0", "time", "traffic"}
+    for name in figures:
+        assert f'id="{name}"' in text
+    assert sum(len(t["base"]) for t in figures["map0"]["data"]) == len(drawing.memory["dram"])
+    assert "Plotly" in unpacked(text, "library")
+    assert len(text) < 5_000_000
+
+
+def test_names_of_a_model_cannot_write_the_page() -> None:
+    graph = chain(WEIGHTS, ns=50_000)
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    graph = replace(graph, name=evil)
+    text = page(draw(planned(graph)), ())
+    assert evil not in text
+    assert "<img" not in text
+    assert "&lt;/script&gt;" in text
+
+
+def test_more_rectangles_than_a_browser_bears_are_drawn_without_texts() -> None:
+    drawing = draw(planned())
+    boxes = drawing.memory["dram"]
+    many = replace(drawing, memory={"dram": boxes * (LABELLED // len(boxes) + 2)})
+    figures = json.loads(unpacked(page(many, ()), "figures"))
+    labelled = sum(len(t["base"]) for t in figures["map0"]["data"] if t["type"] == "bar")
+    outlined = sum(t["x"].count(None) for t in figures["map0"]["data"] if t["type"] == "scatter")
+    assert (labelled, labelled + outlined) == (LABELLED, len(many.memory["dram"]))
+
+
+def test_an_upgrade_that_helps_is_told_first() -> None:
+    file = planned()
+    found = upgrades(file, time_limit_s=5, progress=lambda _what, _share: None)
+    assert [u.saved_s for u in found] == sorted((u.saved_s for u in found), reverse=True)
+    best = found[0]
+    assert 0 < best.saved_s <= file.plan.certificate.bound_s
+    assert best.bound_s == pytest.approx(file.plan.certificate.bound_s - best.saved_s, rel=1e-6)
+    by_name = {u.change: u.saved_s for u in found}
+    assert any("dram" in name and saved > 0 for name, saved in by_name.items())
+
+
+def test_trace_and_snapshot_say_the_same(tmp_path: Path) -> None:
+    file = planned()
+    drawing = draw(file)
+    trace, snapshot = tmp_path / "t.json", tmp_path / "s.pickle"
+    write_trace(file, trace, measured=[Bar(COMPUTES, "unit", 5, 1005, "<b>a &lt; b</b><br>1 us")])
+    events = json.loads(trace.read_text())["traceEvents"]
+    predicted = [e for e in events if e["ph"] == "X" and e["pid"] == 1]
+    assert len(predicted) == len(drawing.lanes)
+    assert sum(e["dur"] for e in predicted if e["cat"] == STALLS) * 1e3 == pytest.approx(drawing.timeline.wait_ns)
+    (back,) = read_measured(trace)
+    assert (back.start_ns, back.end_ns, back.text) == (5, 1005, "<b>a &lt; b</b><br>1 us")
+    write_snapshot(file, snapshot)
+    held = pickle.loads(snapshot.read_bytes())
+    blocks: set[int] = set()
+    for event in held["device_traces"][0]:
+        if event["action"] == "alloc":
+            assert event["addr"] not in blocks
+            blocks.add(event["addr"])
+        elif event["action"] == "free_completed":
+            blocks.remove(event["addr"])
+    assert not blocks
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"traceEvents": 3}', b'{"traceEvents": [{"pid": 2, "ph": "X"}]}'])
+def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"t\.json"):
+        read_measured(path)
+
+
+def test_pictures_in_every_format(tmp_path: Path) -> None:
+    file = planned()
+    for name, magic in (("p.png", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.pdf", b"%PDF")):
+        write_picture(file, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(magic)
+    with pytest.raises(InputError, match=r"\.png, \.svg, \.pdf"):
+        write_picture(file, tmp_path / "p.gif")
+    assert not (tmp_path / "p.gif").exists()
+
+
+def test_the_command_writes_what_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    write_plan(planned(), plan)
+    done = cli("show", plan, "--html", tmp_path / "r.html", "--trace", tmp_path / "t.json")
+    assert done.status == 0
+    assert (tmp_path / "r.html").stat().st_size < 5_000_000
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert cli("show", plan, "--html", tmp_path / "none" / "r.html").status == 2
+    assert cli("show", plan, "--html", tmp_path / "r2.html", "--measured", tmp_path / "t.json").status == 2
+    assert not (tmp_path / "r2.html").exists()
+
+
+def test_a_run_is_traced_beside_its_plan(cli: Cli, tmp_path: Path, no_measuring: int) -> None:
+    assert no_measuring
+    model = write_mlp(tmp_path / "mlp.onnx", width=256, layers=6, rows=2)
+    plan, trace = tmp_path / "plan.json", tmp_path / "run.json"
+    assert cli("plan", model, "--tier", "dram=900KiB", "-o", plan).status == 0
+    assert cli("run", plan, "--repeat", "1", "--trace", trace).status == 0
+    bars = read_measured(trace)
+    ran = [b for b in bars if b.kind == COMPUTES]
+    assert len(ran) == len(read_plan(plan).plan.steps)
+    assert sum(b.kind == LOADS for b in bars) > 0
+    assert cli("show", plan, "--html", tmp_path / "r.html", "--measured", trace).status == 0
