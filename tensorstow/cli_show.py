@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import report
-from .cli import PlanPath, app, check_output
+from .cli_options import PlanPath, app, check_output
 from .ir.sizes import format_size
 
 File = Path | None

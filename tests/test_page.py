@@ -190,3 +190,41 @@ def test_a_run_is_traced_beside_its_plan(cli: Cli, tmp_path: Path, no_measuring:
     assert len(ran) == len(read_plan(plan).plan.steps)
     assert sum(b.kind == LOADS for b in bars) > 0
     assert cli("show", plan, "--html", tmp_path / "r.html", "--measured", trace).status == 0
+
+
+def test_comparisons_and_sweeps_have_pages(cli: Cli, tmp_path: Path) -> None:
+    model = write_mlp(tmp_path / "mlp.onnx", width=256, layers=6, rows=2)
+    common = (
+        "compare",
+        model,
+        "--machine",
+        "rtx4090",
+        "--strategies",
+        "stow,lru",
+        "--workers",
+        "0",
+        "--time-limit",
+        "2",
+    )
+    assert cli(*common, "--tier", "hbm=900KiB", "--html", tmp_path / "c.html").status == 0
+    bars = json.loads(unpacked((tmp_path / "c.html").read_text(), "figures"))["bars"]
+    assert set(bars["data"][0]["y"]) == {"stow", "lru"}
+    done = cli(*common, "--sweep", "90%,50%,1%,700KiB", "--html", tmp_path / "s.html", "--json")
+    assert done.status == 0
+    facts = json.loads(done.out)
+    sizes = [p["capacity_nbytes"] for p in facts["sweep"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == int(0.9 * facts["peak_nbytes"])
+    assert "reason" in facts["sweep"][-1], "nothing fits in 1%"
+    bounds = [p["bound_s"] for p in facts["sweep"][:-1]]
+    assert bounds == sorted(bounds), "less memory is never faster"
+    lines = json.loads(unpacked((tmp_path / "s.html").read_text(), "figures"))["pareto"]["data"]
+    assert [t["name"] for t in lines] == ["stow", "lru", "bound"]
+    drawn = lines[-1]["y"]
+    assert [y / drawn[0] for y in drawn] == pytest.approx([b / bounds[0] for b in bounds])
+
+
+@pytest.mark.parametrize("budgets", ["", "0%", "x%", "60%,,"])
+def test_budgets_that_are_none_are_refused(cli: Cli, tmp_path: Path, budgets: str) -> None:
+    model = write_mlp(tmp_path / "mlp.onnx", width=64, layers=2)
+    assert cli("compare", model, "--machine", "rtx4090", "--sweep", budgets, "--workers", "0").status == 2

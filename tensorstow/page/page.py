@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from ..ir.files import PlanFile
@@ -16,8 +11,8 @@ from ..ir.paths import write_atomic
 from ..ir.sizes import format_seconds, format_size
 from .boxes import Bar, Drawing, draw
 from .costs import Cost, Progress, Upgrade, costs, upgrades
+from .document import cards_of, document, figure_place, table
 from .figures import LABELLED, Figure, held_figure, memory_figure, timeline_figure, traffic_figure
-from .library import plotly_script
 
 NONE = "-"
 MOST = 10
@@ -47,8 +42,8 @@ def page(drawing: Drawing, better: tuple[Upgrade, ...], measured: Sequence[Bar] 
         body += [
             f"<h2>Memory of {escape(tier)}</h2>",
             f'<p class="soft">{_note(drawing, tier)}</p>',
-            _figure(f"map{i}"),
-            _figure(f"held{i}"),
+            figure_place(f"map{i}"),
+            figure_place(f"held{i}"),
         ]
     if file.plan.steps:
         figures["time"] = timeline_figure(drawing, measured)
@@ -56,34 +51,13 @@ def page(drawing: Drawing, better: tuple[Upgrade, ...], measured: Sequence[Bar] 
         body += [
             "<h2>Who works when</h2>",
             f'<p class="soft">One pass in the steady state, as simulated{beside}.</p>',
-            _figure("time"),
+            figure_place("time"),
         ]
     if any(file.plan.certificate.moved_nbytes.values()):
         figures["traffic"] = traffic_figure(drawing)
-        body += ["<h2>What moves</h2>", _figure("traffic")]
+        body += ["<h2>What moves</h2>", figure_place("traffic")]
     body += [_cost_table(costs(file, drawing.timeline, fast, MOST)), _upgrade_table(file, better), _end(file)]
-    return _filled(
-        {
-            "title": escape(f"{file.graph.name} on {file.machine.name}"),
-            "body": "\n".join(body),
-            "figures": _packed(json.dumps(figures, allow_nan=False, separators=(",", ":"))),
-            "library": _packed(plotly_script()),
-        }
-    )
-
-
-def _filled(fields: Mapping[str, str]) -> str:
-    template = files("tensorstow.page").joinpath("template.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], template)
-
-
-def _packed(text: str) -> str:
-    # In base64 there is no '<': nothing in a model's names can end the script that holds it.
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-
-
-def _figure(name: str) -> str:
-    return f'<div class="figure" id="{name}"></div>'
+    return document(f"{file.graph.name} on {file.machine.name}", body, figures)
 
 
 def _headline(file: PlanFile) -> str:
@@ -107,8 +81,7 @@ def _cards(file: PlanFile) -> str:
     if file.fixed_nbytes:
         cards.append((format_size(file.promised_peak_nbytes), "peak of the whole process"))
     cards += [(format_size(n), f"a pass {link}") for link, n in c.moved_nbytes.items() if n]
-    inside = "".join(f'<div class="card"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in cards)
-    return f'<div class="cards">{inside}</div>'
+    return cards_of(cards)
 
 
 def _note(drawing: Drawing, tier: str) -> str:
@@ -116,12 +89,6 @@ def _note(drawing: Drawing, tier: str) -> str:
     more = len(boxes) - LABELLED
     text = "Each rectangle is a stay of a tensor at its addresses; point at one to see why it is there."
     return text + (f" The {more} smallest of {len(boxes)} are drawn without a text." if more > 0 else "")
-
-
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    titles = "".join(f"<th>{escape(h)}</th>" for h in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="table"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def _cost_table(found: tuple[Cost, ...]) -> str:
@@ -137,7 +104,7 @@ def _cost_table(found: tuple[Cost, ...]) -> str:
         for c in found
     ]
     head = ("tensor", "kind", "size", "waited for it", "moved a pass", "share of the memory")
-    return f"<h2>What costs most</h2>{_rows(head, rows)}" if rows else ""
+    return f"<h2>What costs most</h2>{table(head, rows)}" if rows else ""
 
 
 def _upgrade_table(file: PlanFile, better: tuple[Upgrade, ...]) -> str:
@@ -149,7 +116,7 @@ def _upgrade_table(file: PlanFile, better: tuple[Upgrade, ...]) -> str:
         for u in better
     ]
     note = '<p class="soft">The proven bound of a pass, solved anew for each machine.</p>'
-    return f"<h2>What an upgrade would buy</h2>{note}{_rows(('change', 'bound', 'saves'), rows)}"
+    return f"<h2>What an upgrade would buy</h2>{note}{table(('change', 'bound', 'saves'), rows)}"
 
 
 def _end(file: PlanFile) -> str:

@@ -1,0 +1,129 @@
+"""`tensorstow plan` and `tensorstow run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import report
+from .cli_options import (
+    Dims,
+    Engine,
+    Json,
+    MachineName,
+    Mode,
+    ModelName,
+    PlanPath,
+    ProcessLimit,
+    Profile,
+    Seed,
+    Tiers,
+    TimeLimit,
+    app,
+    check_output,
+    make_request,
+)
+from .ir.sizes import parse_size
+
+
+@app.command()
+def plan(
+    model: ModelName,
+    machine: MachineName = "host",
+    tier: Tiers = None,
+    dim: Dims = None,
+    mode: Mode = "inference",
+    strategy: Annotated[
+        str | None, typer.Option(help="Which strategy plans; see `compare`. Default: stow; in training stow-recompute.")
+    ] = None,
+    profile: Profile = False,
+    time_limit: TimeLimit = 20.0,
+    seed: Seed = 0,
+    engine: Engine = "auto",
+    process_limit: ProcessLimit = None,
+    new: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens to generate after a prompt of --dim length tokens (hf:DIR).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Plan a model on a machine: what lives where and when, how long it takes, and how near that is to the limit."""
+    from .workflow import limit_process, make_plan
+
+    check_output(output)
+    request = make_request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new)
+    if process_limit is not None:
+        planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
+    else:
+        planned = make_plan(request, strategy=strategy, progress=report.progress)
+    if output is not None:
+        from .ir.files import write_plan
+
+        write_plan(planned.file, output)
+    report.done()
+    generation = None if new is None else request.model.predict(planned.file)
+    if as_json:
+        facts = {**report.plan_facts(planned), "plan": None if output is None else str(output)}
+        if generation is not None:
+            from .generation import generation_facts
+
+            facts["generation"] = generation_facts(generation)
+        report.print_json(facts)
+    else:
+        report.print_plan(planned, output, generation)
+
+
+@app.command()
+def run(
+    plan_path: PlanPath,
+    model: Annotated[Path | None, typer.Option(help="Where the model lies, if it moved.")] = None,
+    input_path: Annotated[
+        Path | None, typer.Option("--input", metavar="X.npz", help="Inputs by name; else random.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="Y.npz", help="Where to write outputs.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Passes to measure.")] = 5,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare with the unconstrained run, bit by bit.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; default: all cores.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE.json", help="One more pass as a trace for Perfetto, beside the plan's."),
+    ] = None,
+    as_json: Json = False,
+    fixed: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Execute a plan inside its memory; print predicted beside measured."""
+    from .execute import run_plan
+
+    if fixed is not None:
+        from .rehearse import fixed_nbytes
+
+        report.print_json({"fixed_nbytes": fixed_nbytes(plan_path, rehearse=fixed == "rehearsed")})
+        return
+    check_output(output)
+    check_output(trace)
+    found = run_plan(
+        plan_path,
+        model=model,
+        input_path=input_path,
+        output_path=output,
+        repeat=repeat,
+        verify=verify,
+        threads=threads,
+        trace=trace is not None,
+        progress=report.progress,
+    )
+    if trace is not None:
+        from .page.trace import measured_bars, write_trace
+
+        write_trace(found.file, trace, measured=measured_bars(found.file, found.events))
+    report.done()
+    if as_json:
+        report.print_json(found.facts())
+    else:
+        report.print_run(found)
+    if found.verified is not None and not found.verified.bit_identical:
+        raise typer.Exit(1)
