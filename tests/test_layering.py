@@ -65,7 +65,7 @@ def test_torch_is_where_torch_operators_run() -> None:
     """An ONNX plan runs without PyTorch: its executor and all that it shares with that of modules never import it."""
     for folder in ("ir", "runtime"):
         for path in sources(folder):
-            if path.parent.name == "module" or path.name.startswith("torch_"):
+            if path.parent.name in ("module", "training") or path.name.startswith("torch_"):
                 continue
             names = {n.split(".")[0] for n in absolute(path)}
             assert "torch" not in names, f"{path.relative_to(ROOT)} imports torch"

@@ -1,0 +1,1 @@
+"""Runs training steps of PyTorch modules by a plan."""
