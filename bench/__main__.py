@@ -10,7 +10,19 @@ from pathlib import Path
 
 from tensorstow.ir.paths import write_atomic
 
-NAMES = ("execution", "capped", "streaming", "planning", "gaps", "conformance", "ablation", "packing", "cosma", "scale")
+NAMES = (
+    "execution",
+    "capped",
+    "streaming",
+    "training",
+    "planning",
+    "gaps",
+    "conformance",
+    "ablation",
+    "packing",
+    "cosma",
+    "scale",
+)
 
 
 def main(names: list[str]) -> None:
