@@ -14,6 +14,8 @@ NAMES = (
     "execution",
     "capped",
     "streaming",
+    "prediction",
+    "overhead",
     "training",
     "planning",
     "gaps",
@@ -22,6 +24,7 @@ NAMES = (
     "packing",
     "cosma",
     "scale",
+    "experts",
 )
 
 

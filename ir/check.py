@@ -119,7 +119,8 @@ def _check_repeats(plan: Plan, graph: Graph) -> Iterator[Violation]:
             name, end = tensor.storage or "", tensor.offset + tensor.nbytes
             if name not in writes or (len(writers[name]) == 1 and name not in given and not graph.storage[name].homed):
                 continue
-            changes = [i for i, lo, hi in writes[name] if lo < end and tensor.offset < hi]
+            elsewhere = not graph.storage[name].nbytes  # what lies outside the plan is taken to change as a whole
+            changes = [i for i, lo, hi in writes[name] if elsewhere or (lo < end and tensor.offset < hi)]
             for earlier, again in pairwise(steps):
                 i = next((i for i in changes if earlier < i < again), None)
                 if i is not None:

@@ -9,10 +9,10 @@ from typing import Any
 from .codec import digest, dumps, from_json, loads, to_json
 from .errors import InputError, PlanMismatchError
 from .graph import Graph
-from .machine import Machine
+from .machine import Machine, TierKind
 from .paths import write_atomic
 from .plan import Plan
-from .program import ModelSource, ModuleProgram, Program
+from .program import ModelSource, ModuleProgram, Program, TrainingProgram
 from .sizes import format_seconds, format_size
 
 SCHEMA = "tensorstow-plan/1"
@@ -20,8 +20,8 @@ SCHEMA = "tensorstow-plan/1"
 
 @dataclass(frozen=True)
 class PlanFile:
-    """A plan with its graph and machine, and, where it can be executed, its program (`module` for a PyTorch module) and
-    the model it came from.
+    """A plan with its graph and machine, and, where it can be executed, its program (`module` for a PyTorch module,
+    `training` for a training step of one) and the model it came from.
 
     `fixed_nbytes` is the measured memory of the process that runs it, beside what the plan manages: interpreter,
     libraries, kernel sessions, the user's input and output arrays. 0 where no process of this box would run it.
@@ -34,12 +34,16 @@ class PlanFile:
     source: ModelSource | None
     fixed_nbytes: int
     module: ModuleProgram | None = None
+    training: TrainingProgram | None = None
 
     @property
     def promised_peak_nbytes(self) -> int:
-        """What the process that runs the plan holds at most: its fixed part, the arena and the largest workspace."""
+        """What the process that runs the plan holds at most: its fixed part, the arena and the largest workspace. Where
+        the plan computes from a device's memory, the arena is the one in the host's."""
         unit = next(u for u in self.machine.units if u.name == self.plan.steps[0].unit) if self.plan.steps else None
         tier = unit.tier if unit else self.machine.units[0].tier
+        if self.machine.tier[tier].kind is TierKind.HBM:
+            tier = next((t.name for t in self.machine.tiers if t.kind is TierKind.DRAM), tier)
         return self.fixed_nbytes + self.plan.certificate.peak_nbytes.get(tier, 0)
 
     def __str__(self) -> str:

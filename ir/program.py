@@ -107,6 +107,28 @@ class Parameter:
     strides: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RowSite:
+    """A feed-forward layer by its nn.Linear modules: `down` of act(`up`), or of act(`gate`) * `up`; act is ReLU,
+    `squared` or not."""
+
+    down: str
+    up: str
+    gate: str | None
+    squared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """Layers of which only the rows of active neurons are read, beside the plan: those of the last `window` calls stay,
+    at most `rows` of them a layer; gaps of up to `bridge_nbytes` are read with their neighbours."""
+
+    sites: tuple[RowSite, ...]
+    window: int
+    rows: int
+    bridge_nbytes: int
+
+
 @dataclass(frozen=True)
 class ModuleProgram:
     """How a PyTorch module is run by a plan: the module itself runs, and finds its weights where the plan has put them.
@@ -118,7 +140,7 @@ class ModuleProgram:
     `nn.Embedding` whose table never becomes resident. `entry` says how to make the module again ('hf:DIR',
     'file.py:callable', 'pkg.module:callable'); it is None for one that exists in memory alone. A blob without a path,
     fill or inline content is in that memory. `direct` says that blobs are whole files, which are read as they are;
-    else the store repacks them.
+    else the store repacks them. `sparse` are layers whose weights are read by rows; their weights have no residency.
     """
 
     engine: str
@@ -128,8 +150,74 @@ class ModuleProgram:
     parameters: tuple[Parameter, ...]
     calls: dict[str, str]
     lookups: dict[str, Lookup] = field(default_factory=dict[str, Lookup])
+    sparse: SparseRows | None = None
 
     @cached_property
     def blob(self) -> dict[str, BlobSource]:
         """Blob sources by name."""
         return {b.blob: b for b in self.blobs}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOutput:
+    """A value of a traced graph: result number `index` of the node `node`; 0 where it has one."""
+
+    node: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """The operator of a plan that updates one parameter, and the tensors that it reads beside it.
+
+    `names` are the parameter's qualified names. `group` is the position of its options in `OptimizerProgram.groups`.
+    `states` maps the optimizer's names of its states ('exp_avg', ...) to tensors of the graph. A parameter may have
+    several updates, each of the elements [lo, hi) that `elements` says, counted as they lie in memory; None is all.
+    """
+
+    operator: str
+    names: tuple[str, ...]
+    gradient: str
+    group: int
+    states: dict[str, str]
+    elements: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerProgram:
+    """The optimizer whose updates are part of a training step.
+
+    `kind` is the class's name in torch.optim ('AdamW'); `groups` are the options of each parameter group, as canonical
+    JSON.
+    """
+
+    kind: str
+    groups: tuple[str, ...]
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True)
+class TrainingProgram:
+    """How a training step is run by a plan: the operators are the nodes of the joint forward and backward graph.
+
+    An operator has the name of its node. Apart from these there are the operator `turn`, which stands between forward
+    and backward: it takes what the forward returns and gives the gradients of that; and the updates of `optimizer`.
+    `values` says which value of which node a tensor of the graph is. A tensor whose storage has no bytes is kept: it
+    lies where PyTorch puts it, from its making to its last use in the plan's steps. `kept_nbytes` is what these take at
+    most; every operator counts them in its workspace. `parameters` are those that the plan places; the others are kept.
+    `gradients` maps the first qualified name of a parameter to its gradient's tensor.
+
+    `key` is the digest of the joint graph that was planned: of its operators, arguments, shapes, dtypes, and of the
+    version of PyTorch. A module that gives another one is not what was planned. `entry` says how to make the module
+    again ('hf:DIR', 'file.py:callable', 'pkg.module:callable'); None for one that exists in memory alone.
+    """
+
+    engine: str
+    entry: str | None
+    key: str
+    turn: str
+    kept_nbytes: int
+    values: dict[str, NodeOutput]
+    parameters: tuple[Parameter, ...] = ()
+    gradients: dict[str, str] = field(default_factory=dict[str, str])
+    optimizer: OptimizerProgram | None = None

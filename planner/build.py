@@ -15,7 +15,7 @@ from ..solvers.engines import AUTO, NAMES
 from .bounds import ROUNDING, Bound, bound_of_plan, find_bound
 from .instance import Instance, make_instance
 from .levels import plan_levels
-from .order import StowOrder, feasible_instance
+from .order import feasible_instance
 from .strategies import Effort, Strategy, strategies
 from .validate import validate
 
@@ -77,7 +77,7 @@ def instance_for(
     does. `engine` solves its linear and integer programs. Raises InputError for an engine that is none."""
     if engine not in NAMES:
         raise InputError(f"no engine is called '{engine}'; there are: {', '.join(NAMES)}")
-    make = feasible_instance if any(isinstance(s, StowOrder) for s in chosen) else make_instance
+    make = feasible_instance if any(getattr(s, "reorders", False) for s in chosen) else make_instance
     return replace(make(graph, machine, mode=mode), engine=engine)
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from ..ir.errors import InputError, TensorstowError
 
 HF = "hf:"
-RETURNS = "(module, example_inputs) or (module, example_inputs, loss)"
+RETURNS = "(module, example_inputs), and for training also a loss and an optimizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,14 @@ class Maker:
 
 @dataclass(frozen=True)
 class Made:
-    """What a callable returned: an nn.Module, the arguments of one call of it, and for training its loss."""
+    """What a callable returned: an nn.Module, the arguments of one call of it, and for training its loss, a function of
+    what the module returns (None where it returns its loss), and its optimizer."""
 
     module: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     loss: Any = None
+    optimizer: Any = None
 
 
 def is_entry(text: str) -> bool:
@@ -153,14 +155,19 @@ def _checked(maker: Maker, returned: Any) -> Made:
     from torch import nn
 
     items = cast("tuple[Any, ...]", returned) if isinstance(returned, tuple) else ()
-    if len(items) not in (2, 3):
+    if len(items) not in (2, 3, 4):
         what = f"a tuple of {len(items)}" if isinstance(returned, tuple) else type(returned).__name__
         raise InputError(f"'{maker.text}' returned {what}; it must return {RETURNS}")
-    module, inputs, loss = items if len(items) == 3 else (*items, None)
+    module, inputs, loss, optimizer = (*items, None, None)[:4]
     if not isinstance(module, nn.Module):
         raise InputError(f"'{maker.text}' returned a {type(module).__name__} where the torch.nn.Module should be")
+    if loss is not None and not callable(loss):
+        raise InputError(
+            f"'{maker.text}' returned a {type(loss).__name__} as its loss; it must be a function of what the module "
+            "returns, or None"
+        )
     args, kwargs = as_call(inputs, f"'{maker.text}'")
-    return Made(module, args, kwargs, loss)
+    return Made(module, args, kwargs, loss, optimizer)
 
 
 def as_call(inputs: Any, who: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

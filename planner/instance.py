@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -16,9 +16,9 @@ from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from ..ir.uses import Uses, storage_uses
 from ..solvers.engines import AUTO
-from ..solvers.residency.lp import solve_residency
+from ..solvers.residency.lp import Relaxer
 from ..solvers.residency.problem import Gap, ResidencyProblem, ResidencySolution
-from ..solvers.result import Result
+from ..solvers.result import Result, Status
 from .costs import duration_ns
 
 
@@ -88,23 +88,28 @@ class Instance:
         return tuple(g for g in self._pauses if g.end > g.start + 1)
 
     def reordered(self, order: tuple[str, ...]) -> Instance:
-        """The same graph posed in another order of its operators. Raises InfeasibleError as `make_instance`."""
-        return make_instance(self.graph, self.machine, mode=self.mode, order=order, engine=self.engine)
+        """The same graph on the same tiers, posed in another order of its operators. Raises InfeasibleError as
+        `make_instance`."""
+        posed = make_instance(self.graph, self.machine, mode=self.mode, order=order, engine=self.engine)
+        return replace(posed, home=self.home, middle=self.middle)
 
     def relax(self, capacity_nbytes: int, *, time_limit_s: float) -> Result[ResidencySolution]:
-        """The residency LP under a capacity that may be smaller than the instance's own; solved once for each.
+        """The residency LP under a capacity that may be smaller than the instance's own; solved once for each, or
+        again where time ran out and there is more now.
 
         With tiers in the middle: over the topmost of them, as if it held everything.
         """
-        if capacity_nbytes not in self._relaxed:
+        found, given_s = self._relaxed.get(capacity_nbytes, (None, 0.0))
+        late = found is not None and found.status != Status.OPTIMAL and found.seconds >= given_s
+        if found is None or (late and time_limit_s > given_s):
             with without_collecting():
-                problem = self.residency_problem(capacity_nbytes)
-                self._relaxed[capacity_nbytes] = solve_residency(problem, time_limit_s=time_limit_s, engine=self.engine)
-        return self._relaxed[capacity_nbytes]
+                found = self._relaxer.solve(capacity_nbytes, time_limit_s=time_limit_s)
+            self._relaxed[capacity_nbytes] = found, time_limit_s
+        return found
 
     def remember(self, capacity_nbytes: int, result: Result[ResidencySolution]) -> None:
         """Let `relax` answer `result` for this capacity: that of a larger problem of which this one is a part."""
-        self._relaxed[capacity_nbytes] = result
+        self._relaxed[capacity_nbytes] = result, float("inf")
 
     @cached_property
     def digests(self) -> tuple[str, str]:
@@ -112,8 +117,16 @@ class Instance:
         return digest(self.graph), digest(self.machine)
 
     @cached_property
-    def _relaxed(self) -> dict[int, Result[ResidencySolution]]:
-        return {}
+    def _relaxed(self) -> dict[int, tuple[Result[ResidencySolution], float]]:
+        return {}  # with the time limit that each was given
+
+    @cached_property
+    def _relaxer(self) -> Relaxer:
+        return Relaxer(self.residency_problem(self.capacity_nbytes), engine=self.engine)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What is copied to another process: all but the solver at work."""
+        return {name: value for name, value in self.__dict__.items() if name != "_relaxer"}
 
     def residency_problem(self, capacity_nbytes: int) -> ResidencyProblem:
         """The problem that `relax` solves. Its gaps are `solver_gaps`: those of `gaps` first."""

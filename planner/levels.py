@@ -24,10 +24,12 @@ from ..solvers.result import Result
 from .instance import Instance
 from .levels_arena import Settled, Times, settle
 from .levels_bound import solve_instance
-from .levels_choose import Away, Level, away_nbytes, cached, even, nothing_kept
-from .levels_lower import Lowered, lower, tightened, times_of
+from .levels_choose import Away, Level, all_away, away_nbytes, cached, even, nothing_kept
+from .levels_lower import Lowered, Move, lower, tightened, times_of
+from .levels_pace import crowded, paced
 from .levels_upper import estimate_s, lean_plans
 from .levels_visits import Parcel, holds_of
+from .order import StowBest
 from .replay import farthest, least_recent
 from .stow import Stow
 from .strategies import Effort, Strategy
@@ -44,14 +46,17 @@ PACES = (0.15, 0.02)
 LEAN, LEAN_SHARE = 3, 0.3
 """How many upper plans of the search for lean ones are lowered, and the share of the time for that search."""
 
+PASSING = (0.5, 0.8, 0.3, 0.95)
+"""Shares of a middle tier that may pass it at a step, where otherwise more would than fits: tried one after another."""
+
 ROUNDS = 3
 """How often the windows of the transfers above are taken from the simulation of the best plan, and planned anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a middle tier is planned: the share left to what passes through it; whether weights are divided evenly;
-    which pages are taken first; whether fills begin ahead of their loads."""
+    """How a middle tier is planned: the share left to what passes through it (1: nothing rests there); whether weights
+    are divided evenly; which pages are taken first; whether fills begin ahead of their loads."""
 
     cut: float = 0.02
     even: bool = True
@@ -67,6 +72,8 @@ def plan_levels(strategy: Strategy, instance: Instance, effort: Effort) -> Plan:
     if not instance.middle:
         return strategy.plan(instance, effort)
     began = time.monotonic()
+    if isinstance(strategy, StowBest):
+        strategy = Stow()
     top = top_instance(instance)
     relaxed = solve_instance(instance, time_limit_s=effort.time_limit_s / 2)
     policy = POLICIES.get(strategy.name)
@@ -185,10 +192,24 @@ def _by_policy(instance: Instance, upper: Plan, policy: Policy, effort: Effort) 
         return None
 
     timeline = simulate(upper, instance.graph, instance.machine)
-    lowered = lower(instance, upper, tightened(upper, timeline), times_of(timeline), chosen)
-    if lowered is None:
-        raise _no_addresses(instance, effort)
-    return lowered.plan
+    for windows in _windows(instance, upper, tightened(upper, timeline)):
+        lowered = lower(instance, upper, windows, times_of(timeline), chosen)
+        if lowered is not None:
+            return lowered.plan
+    raise _no_addresses(instance, effort)
+
+
+def _windows(instance: Instance, upper: Plan, seen: Sequence[Transfer]) -> Iterator[list[Move]]:
+    """The transfers of an upper plan as they were `seen`, unless that is more at once than the topmost middle tier
+    holds; and paced, so that at each step they leave it some room."""
+    room = instance.middle[0].usable_nbytes
+    if not crowded(seen, instance.steps, room):
+        yield [(t, i) for i, t in enumerate(seen)]
+    blocks = max(t.alignment for t in (instance.fast, *instance.middle, instance.home))
+    for share in PASSING:
+        parts = paced(upper.transfers, seen, instance.steps, int(share * room), blocks)
+        if parts is not None:
+            yield parts
 
 
 @dataclass
@@ -215,19 +236,23 @@ class _Search:
         plan were seen to need."""
         self.deadline = time.monotonic() + time_s
         timeline = simulate(upper, self.instance.graph, self.instance.machine)
-        windows, times = tightened(upper, timeline), times_of(timeline)
+        seen, times = tightened(upper, timeline), times_of(timeline)
         before = float("inf")
         for _ in range(ROUNDS):
-            self.scores, self.found, self.levels = {}, None, {}
-            for recipe in self._recipes():
-                if self.finished:
-                    return
-                self._score(recipe, upper, windows, times)
+            self.found = None
+            for windows in _windows(self.instance, upper, seen):
+                self.scores, self.levels = {}, {}
+                for recipe in self._recipes():
+                    if self.finished:
+                        return
+                    self._score(recipe, upper, windows, times)
+                if self.found is not None:
+                    break
             if self.found is None or min(self.scores.values()) > 0.999 * before:
                 return
             before = min(self.scores.values())
             timeline = simulate(self.found.plan, self.instance.graph, self.instance.machine)
-            windows, times = tightened(upper, timeline, self.found.source), times_of(timeline)
+            seen, times = tightened(upper, timeline, self.found.source), times_of(timeline)
 
     def _recipes(self) -> Iterator[Recipe]:
         """What to try next, depending on how what was tried has scored."""
@@ -238,6 +263,7 @@ class _Search:
                 break
         if min(self.scores.values()) == float("inf"):  # the shortest stays take the least room
             yield from (Recipe(cut, early=False) for cut in CUTS)
+            yield from (Recipe(1.0), Recipe(1.0, early=False))
         best = min(self.scores, key=lambda r: self.scores[r])
         yield replace(best, even=not best.even)
         yield replace(best, oldest=not best.oldest)
@@ -248,15 +274,17 @@ class _Search:
             for other in (*near[max(at - 1, 0) : at], *near[at + 1 : at + 2]):
                 yield replace(best, cut=(best.cut + other) / 2)
 
-    def _score(self, recipe: Recipe, upper: Plan, windows: Sequence[Transfer], times: Times) -> None:
+    def _score(self, recipe: Recipe, upper: Plan, windows: Sequence[Move], times: Times) -> None:
         def chosen(level: Level, number: int) -> list[Settled] | None:
             level = self.levels.setdefault(level.parcels, level)
-            relaxed = level.relaxed(int(recipe.cut * level.capacity_nbytes))
-            if relaxed is None:
-                return None
-            fractions, times = relaxed
-            away = away_nbytes(level, even(level, fractions) if recipe.even else fractions)
-            level = replace(level, times=times)
+            away = all_away(level)
+            if recipe.cut < 1:
+                relaxed = level.relaxed(int(recipe.cut * level.capacity_nbytes))
+                if relaxed is None:
+                    return None
+                fractions, times = relaxed
+                away = away_nbytes(level, even(level, fractions) if recipe.even else fractions)
+                level = replace(level, times=times)
             tier = self.instance.middle[number].name
             return _settle(level, away, tier, early=recipe.early, oldest=recipe.oldest)
 

@@ -211,6 +211,7 @@ def _take_all(
         max(0, min(lag, h.latest - h.end, times.steps - 1 - (h.end - h.start)))
         for lag, h in zip(times.lags(holds), holds, strict=True)
     ]
+    lags = _lags_that_fit(holds, lags, [-(-h.nbytes // page_nbytes) for h in holds], pages)
     free = [h.earliest + lag for h, lag in zip(holds, _drain_before(holds, lags), strict=True)]
     taken: list[tuple[slice, int]] = [(slice(0, 0), 0)] * len(holds)
     for i in sorted(range(len(holds)), key=lambda i: (holds[i].start, holds[i].fill_before or 0, i)):
@@ -232,6 +233,23 @@ def _take_all(
         for i in sorted(range(len(holds)), key=lambda i: holds[i].start):
             _grow(holds[i], free[i], pages, taken[i][0])
     return taken
+
+
+def _lags_that_fit(holds: Sequence[Hold], lags: Sequence[int], needs: Sequence[int], pages: _Pages) -> list[int]:
+    """`lags` shortened such that no step needs more pages than there are: what waits to be drained must not take the
+    place of what has to be there."""
+    steps = pages.steps
+    free: Ints = np.full(steps, pages.count, dtype=np.int64)
+    for hold, need in zip(holds, needs, strict=True):
+        free[np.arange(hold.start, hold.end) % steps] -= need
+    found = [0] * len(holds)
+    for i in sorted(range(len(holds)), key=lambda i: holds[i].end):
+        if lags[i]:
+            after = np.arange(holds[i].end, holds[i].end + lags[i]) % steps
+            full = np.flatnonzero(free[after] < needs[i])
+            found[i] = int(full[0]) if len(full) else lags[i]
+            free[after[: found[i]]] -= needs[i]
+    return found
 
 
 def _drain_before(holds: Sequence[Hold], lags: Sequence[int]) -> list[int]:

@@ -164,6 +164,11 @@ def nothing_kept(level: Level) -> Away:
     return [[p.nbytes if p.homed and not q.dead else 0 for q in p.pauses] for p in level.parcels]
 
 
+def all_away(level: Level) -> Away:
+    """Whatever comes goes on, after every visit: what needs the least room."""
+    return [[0 if q.dead else p.nbytes for q in p.pauses] for p in level.parcels]
+
+
 def cached(level: Level, capacity_nbytes: int, urgency: Urgency) -> Away | None:
     """Replay a cache of whole parcels until its steady state; what has no copy below stays. None where that is too
     much."""

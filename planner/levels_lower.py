@@ -35,15 +35,16 @@ Move = tuple[Transfer, int]
 """A transfer, and the index of the upper plan's that it is a part of, or -1."""
 
 
-def lower(instance: Instance, upper: Plan, windows: Sequence[Transfer], times: Times, settle: Settle) -> Lowered | None:
-    """`upper`, whose home is the topmost middle tier, on all tiers; `windows` are its transfers, perhaps shortened.
+def lower(instance: Instance, upper: Plan, windows: Sequence[Move], times: Times, settle: Settle) -> Lowered | None:
+    """`upper`, whose home is the topmost middle tier, on all tiers; `windows` are its transfers, perhaps shortened or
+    in parts.
 
     None where `settle` finds no addresses, or what it found runs into a deadlock.
     """
     steps = instance.steps
     residencies = [r for r in upper.residencies if r.tier == instance.fast.name]
     arena = {instance.fast.name: upper.arena_nbytes[instance.fast.name]}
-    moves: list[Move] = [(t, i) for i, t in enumerate(windows)]
+    moves: list[Move] = list(windows)
     done: list[list[Move]] = []
     below = (*instance.middle[1:], instance.home)
     for number, (tier, under) in enumerate(zip(instance.middle, below, strict=True)):

@@ -1,8 +1,8 @@
-"""`stow-order`: other orders of the operators, each posed, scored and planned by `stow`; the simulator's best stays.
+"""Orders of the operators beside the program's, each posed, scored and planned by `Stow`; the simulator's best stays.
 
 Orders come from `solvers.ordering`. They are ranked by the live bytes that do not fit, then by the residency LP of
 each, a lower bound for every plan of that order: an order whose bound is not below the best plan so far is not planned.
-The program's order is planned first and with all of the effort, as `stow` alone has it.
+The program's order is planned first.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ from .traffic_orders import ordering_problem
 SETTLED = 1.001
 """A plan this near to computing alone cannot gain by another order."""
 
+GAINING = 0.995
+"""An order whose bound is not below this share of the best plan is not worth the time of planning it."""
 
-@register
+FIRST_SHARE, FIRST_MOST = 0.3, 0.6
+"""Shares of the time limit for the program's order where others may follow: once it has a plan, and at most."""
+
+
 @dataclass(frozen=True, slots=True)
-class StowOrder:
-    """The best of `stow` in program order, with all of the effort, and of `stow` in other orders in what time is left.
+class _AnyOrder:
+    """`windows`: of the list schedules, in operators. `plans`: how many other orders are planned in full, time
+    permitting. `bounds`: how many are scored by their residency LP before. `search_share`: the part of the time limit
+    that the search for orders may take. `most_steps`: above so many only the program's order is planned."""
 
-    `windows`: of the list schedules, in operators. `plans`: how many other orders are planned in full, time permitting.
-    `bounds`: how many are scored by their residency LP before. `search_share`: the part of the time limit that the
-    search for orders may take.
-    """
-
-    name: ClassVar[str] = "stow-order"
+    name: ClassVar[str] = ""
     reorders: ClassVar[bool] = True
     windows: tuple[int, ...] = WINDOWS
     plans: int = 3
     bounds: int = 6
-    search_share: float = 0.2
+    search_share: float = 0.1
+    most_steps: int = 5_000
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
-        """The best simulated plan over the orders that were tried; the errors of `stow` where none has a plan."""
+        """The best simulated plan over the orders that were tried; the errors of `Stow` where none has a plan."""
         search = _Search(self, instance, effort)
         search.run()
         if search.best is None:
@@ -54,9 +57,28 @@ class StowOrder:
         return search.best
 
 
+@register
+@dataclass(frozen=True, slots=True)
+class StowBest(_AnyOrder):
+    """Our strategy: the best plan in program order and in other orders that promise more. On graphs of many thousands
+    of operators the search for orders takes longer than it has been seen to be worth, and is left to `stow-order`."""
+
+    name: ClassVar[str] = "stow"
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class StowOrder(_AnyOrder):
+    """`stow` with more time for the search for orders, whatever the number of operators."""
+
+    name: ClassVar[str] = "stow-order"
+    search_share: float = 0.2
+    most_steps: int = 1 << 62
+
+
 @dataclass
 class _Search:
-    options: StowOrder
+    options: _AnyOrder
     instance: Instance
     effort: Effort
     best: Plan | None = None
@@ -70,17 +92,30 @@ class _Search:
 
     def run(self) -> None:
         """The order given; then others, the most promising first."""
-        self._plan(self.instance, self.effort.time_limit_s)
-        problem = order_problem(self.instance)
-        if problem.fixed or self._settled() or self.left_s <= 0:
+        limit_s = self.effort.time_limit_s
+        problem = order_problem(self.instance) if self._free() else None
+        if problem is None or problem.fixed:
+            self._plan(self.instance, limit_s, FIRST_SHARE)
+            return
+        self._plan(self.instance, limit_s * FIRST_MOST, FIRST_SHARE / FIRST_MOST)
+        if self._settled() or self.left_s <= 0:
             return
         others = self._bounded(self._posed(problem))
         for number, (bound_s, posed) in enumerate(others[: self.options.plans]):
             late = self.best is not None and self.left_s <= 0
-            if late or self._settled() or (self.best is not None and bound_s >= self.best.certificate.simulated_s):
+            if late or self._settled() or bound_s >= self._worth_s():
                 return
-            remaining = min(self.options.plans, len(others)) - number
-            self._plan(posed, max(0.1, self.left_s / min(2, remaining)))
+            last = number + 1 == min(self.options.plans, len(others)) or others[number + 1][0] >= self._worth_s()
+            self._plan(posed, max(0.1, self.left_s / (1 if last else 2)), 1.0)
+
+    def _free(self) -> bool:
+        """Whether other orders are looked for: not where operators are called again, which a rule of its own orders."""
+        steps = self.instance.steps
+        return steps <= self.options.most_steps and len(set(self.instance.order)) == steps
+
+    def _worth_s(self) -> float:
+        """Seconds that an order must be able to undercut to be planned."""
+        return float("inf") if self.best is None else GAINING * self.best.certificate.simulated_s
 
     def _settled(self) -> bool:
         compute_s = sum(self.instance.durations_ns) / 1e9
@@ -109,15 +144,16 @@ class _Search:
         for other in posed[: self.options.bounds]:
             if found and self.left_s < self.effort.time_limit_s / 3:
                 break
-            result = other.relax(other.capacity_nbytes, time_limit_s=max(0.1, self.left_s / 4))
+            result = other.relax(other.capacity_nbytes, time_limit_s=max(0.1, self.left_s / 2))
             if result.bound is not None:
                 found.append((result.bound / 1e9, other))
         return sorted(found, key=lambda pair: pair[0])
 
-    def _plan(self, instance: Instance, limit_s: float) -> None:
-        """Let `stow` plan an order; keep the plan if it is faster, or as fast and moves less."""
+    def _plan(self, instance: Instance, limit_s: float, search_share: float) -> None:
+        """Let `Stow` plan an order; keep the plan if it is faster, or as fast and moves less."""
         try:
-            plan = Stow().plan(instance, replace(self.effort, time_limit_s=limit_s))
+            stow = Stow(search_share=search_share)
+            plan = stow.plan(instance, replace(self.effort, time_limit_s=limit_s))
         except (InfeasibleError, TimeLimitError) as error:
             self.error = self.error or error
             return

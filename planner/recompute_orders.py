@@ -17,6 +17,9 @@ from ..ir.graph import Graph, Operator, StorageKind
 RANDOM_OPERATORS = ("random", "dropout", "bernoulli", "multinomial", "rand", "randn", "randint", "randperm", "uniform")
 """Words of operator types that give other results each time they run. Their masks are saved, never made again."""
 
+TURN = "Turn"
+"""The type of the operator that takes the results of a forward pass and hands out the gradients of them."""
+
 
 def is_random(op: Operator) -> bool:
     """Whether `op` may give other results when it runs again: some word of its type is one of `RANDOM_OPERATORS`.
@@ -26,6 +29,11 @@ def is_random(op: Operator) -> bool:
     spaced = "".join(f" {c}" if c.isupper() else c if c.isalnum() else " " for c in op.op_type).lower().split()
     joined = {w for w in spaced if len(w) > 1} | {op.op_type.lower()}
     return not joined.isdisjoint(RANDOM_OPERATORS) or "dropout" in op.op_type.lower()
+
+
+def is_turn(op: Operator) -> bool:
+    """Whether `op` stands between the forward and the backward pass of a training step: it is called once."""
+    return op.op_type == TURN
 
 
 def made_anew(graph: Graph) -> frozenset[str]:
@@ -44,8 +52,8 @@ def made_anew(graph: Graph) -> frozenset[str]:
 
 
 def repeatable(graph: Graph) -> frozenset[str]:
-    """Operators that a plan of ours may call again: `made_anew`, not random, with all they touch inside the plan, and
-    that do not read what they write."""
+    """Operators that a plan of ours may call again: `made_anew`, neither random nor the turn of a training step, with
+    all they touch inside the plan, and that do not read what they write."""
     allowed = made_anew(graph)
 
     def inside(op: Operator) -> bool:
@@ -54,7 +62,10 @@ def repeatable(graph: Graph) -> frozenset[str]:
     return frozenset(
         op.id
         for op in graph.operators
-        if op.id in allowed and inside(op) and not is_random(op) and set(graph.reads(op)).isdisjoint(graph.writes(op))
+        if op.id in allowed
+        and inside(op)
+        and not (is_random(op) or is_turn(op))
+        and set(graph.reads(op)).isdisjoint(graph.writes(op))
     )
 
 
@@ -109,12 +120,13 @@ class Flow:
 
     @cached_property
     def changes(self) -> dict[str, tuple[int, ...]]:
-        """Steps after which a storage that several operators write, or that is at home or given, holds other bytes."""
+        """Steps after which a storage that several operators write, or that is at home or given, holds other bytes;
+        storages without bytes in the plan, which lie elsewhere, are among them."""
         anew = made_anew(self.graph)
         found: dict[str, list[int]] = {}
         for t, op in enumerate(self.order):
             if op not in anew:
-                for s in self.writes[op]:
+                for s in self.graph.writes(self.graph.operator[op]):
                     found.setdefault(s, []).append(t)
         return {s: tuple(steps) for s, steps in found.items()}
 
@@ -129,7 +141,8 @@ class Flow:
     def unchanged(self, op: str, step: int) -> bool:
         """Whether, just before `step`, everything that `op` reads still holds what it read the first time."""
         first = self.step[op]
-        return not any(first <= w < step for s in self.reads[op] for w in self.changes.get(s, ()))
+        read = self.graph.reads(self.graph.operator[op])
+        return not any(first <= w < step for s in read for w in self.changes.get(s, ()))
 
     @cached_property
     def turn(self) -> int:

@@ -104,9 +104,11 @@ def _large(instance: Instance, g: int) -> bool:
 
 
 def repair(instance: Instance, absent: Sequence[float], evicted: set[int], capacity_nbytes: int) -> bool:
-    """Evict more, in place, until what is kept fits at every step (`rounding.repair`); False where it cannot."""
+    """Evict more, in place, until what is kept fits at every step (`rounding.repair`): what is not worth a transfer of
+    its own last. False where it cannot."""
     out = _mask(instance, evicted)
-    fits = rounding.repair(_pauses(instance), absent, out, capacity_nbytes)
+    worth = [e if _large(instance, g) else 0.0 for g, e in enumerate(absent[: len(out)])]
+    fits = rounding.repair(_pauses(instance), worth, out, capacity_nbytes)
     evicted.update(np.flatnonzero(out).tolist())
     return fits
 

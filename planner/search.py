@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, pairwise
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..ir.plan import Plan
 from ..ir.simulate import simulate
 from ..solvers.landing import LOWEST, land
 from ..solvers.packing.solve import load_compiled
+from ..solvers.residency.lp import FINE_SIZE
 from .fit import CUTS
 from .instance import Instance
 from .place import place
@@ -43,8 +44,11 @@ FEW_MORE_BYTES = 1.05
 KEPT, FAVOURED = 8, 8
 """How many of the best candidates are remembered, and how many of them are worked on."""
 
+RELAX_SHARE = 0.4
+"""A linear program that took more than this part of the search is not solved again."""
+
 QUICK_S = 0.7
-"""A linear program that took longer is not solved again."""
+"""Nor is a coarse one that took more than this: each begins anew."""
 
 LIKE_CUT = 0.01
 """Cuts that differ by less than this share of the room fail alike."""
@@ -100,6 +104,7 @@ class Search:
     last: Plan | None = None
     found: list[tuple[float, Decisions, Plan]] = field(default_factory=list[tuple[float, Decisions, Plan]])
     unsplit: tuple[float, Decisions] | None = None
+    liked: dict[str, float] = field(default_factory=dict[str, float])
     scores: dict[int, float] = field(default_factory=dict[int, float])
     began: float = field(default_factory=time.monotonic)
 
@@ -138,18 +143,29 @@ class Search:
         return list(dict.fromkeys(int(min(w, room)) for w in wanted))
 
     def try_cut(self, cut_nbytes: int, roundings: int | None = None) -> None:
-        """Score the roundings of the LP's fractions, with what the cut takes from what they keep: all, or the first."""
+        """Score the roundings of the LP's fractions, with what the cut takes from what they keep: all, or as many,
+        those first that have been best elsewhere."""
         if self.finished or self._hopeless(cut_nbytes):
             return
         absent, stall_ns = self._relaxed(cut_nbytes)
+        if self.best is not None and self._promised_s(stall_ns) >= self.best.certificate.simulated_s:
+            return
         best = self.scores.get(cut_nbytes, float("inf"))
-        for number, decisions in enumerate(
-            _roundings(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns)
-        ):
-            if self.finished or number == roundings:
+        made = _roundings(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns)
+        tried = 0
+        for name in sorted(made, key=lambda n: self.liked.get(n, float("inf"))):
+            if self.finished or tried == roundings:
                 break
-            best = min(best, self.score(decisions))
+            decisions = made[name]()
+            if decisions is not None:
+                seconds = self.score(decisions)
+                self.liked[name] = min(seconds, self.liked.get(name, float("inf")))
+                best, tried = min(best, seconds), tried + 1
         self.scores[cut_nbytes] = best
+
+    def _promised_s(self, stall_ns: Sequence[float]) -> float:
+        """Seconds of a pass with these waits."""
+        return (sum(self.instance.durations_ns) + sum(stall_ns)) / 1e9
 
     def _relaxed(self, cut_nbytes: int) -> tuple[Sequence[float], Sequence[float]]:
         """Fractions absent and waits under a cut. Where only weights leave, what the LP keeps of them is thinned
@@ -158,9 +174,10 @@ class Search:
         instance = self.instance
         whole = instance.relax(instance.capacity_nbytes, time_limit_s=self.most_s)
         assert whole.solution is not None, "cuts are none without a solution"
+        fine = instance.steps + len(instance.solver_gaps) <= FINE_SIZE
         if (
             cut_nbytes
-            and whole.seconds < QUICK_S
+            and whole.seconds < (RELAX_SHARE * self.time_s if fine else QUICK_S)
             and any(e > 0 and not g.clean for e, g in zip(whole.solution.absent, instance.gaps, strict=False))
         ):
             less = instance.relax(instance.capacity_nbytes - cut_nbytes, time_limit_s=self.most_s)
@@ -209,10 +226,12 @@ class Search:
         for cut in sorted(self.cuts(), reverse=True):
             absent, stall_ns = self._relaxed(cut)
             room = self.instance.capacity_nbytes - cut
-            for decisions in _roundings(self.instance, room, absent, stall_ns):
+            for make in _roundings(self.instance, room, absent, stall_ns).values():
                 if self.best is not None or time.monotonic() > until:
                     return
-                self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions, INSISTING_S))
+                decisions = make()
+                if decisions is not None:
+                    self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions, INSISTING_S))
 
     def everything(self) -> None:
         """All that can leave leaves whenever it can: the last resort, with all the time that is left."""
@@ -257,7 +276,7 @@ class Search:
     def relaxed_nbytes(self) -> float:
         """Bytes that the LP moves in a pass."""
         instance = self.instance
-        solution = instance.relax(instance.capacity_nbytes, time_limit_s=1.0).solution
+        solution = instance.relax(instance.capacity_nbytes, time_limit_s=self.most_s).solution
         if solution is None:
             return 0.0
         shares = zip(solution.absent, solution.stored, instance.gaps, strict=False)
@@ -319,24 +338,39 @@ class Search:
 
 def _roundings(
     instance: Instance, capacity: int, absent: Sequence[float], stall_ns: Sequence[float]
-) -> Iterator[Decisions]:
-    """Decisions near the fractions `absent`. What is dirty follows them by halves: each of its gaps costs a store, and
-    which ones are worth it the LP knows; weights may stand for one another."""
+) -> dict[str, Callable[[], Decisions | None]]:
+    """Ways to decisions near the fractions `absent`, by name; None where one finds none, or what another has found.
+
+    What is dirty follows the fractions by halves: each of its gaps costs a store, and which ones are worth it the LP
+    knows; weights may stand for one another.
+    """
     gaps = instance.gaps
     dirty = {g for g in threshold(instance, absent) if not gaps[g].clean}
-    seen: set[frozenset[int]] = set()
-    for choose in (
-        lambda: threshold(instance, absent),
-        lambda: largest_first(instance, absent),
-        lambda: diffuse(instance, absent, 0.5),
-        lambda: diffuse(instance, absent, 1.0),
-    ):
-        evicted = spare_small(instance, dirty | {g for g in choose() if gaps[g].clean})
-        if not repair(instance, absent, evicted, capacity) or frozenset(evicted) in seen:
-            continue
-        seen.add(frozenset(evicted))
-        decisions = to_decisions(instance, evicted, fill(instance, absent, evicted, capacity), stall_ns)
-        yield decisions
-        yield replace(decisions, landing=Landing.LOWEST)
-    evicted, kept = fluid(instance, absent, worth_moving(instance))
-    yield to_decisions(instance, evicted, kept, stall_ns)
+    whole: dict[str, Decisions | None] = {}
+
+    def rounded(name: str, landing: Landing) -> Decisions | None:
+        if name not in whole:
+            evicted = spare_small(instance, dirty | {g for g in chosen[name]() if gaps[g].clean})
+            fits = repair(instance, absent, evicted, capacity)
+            kept = fill(instance, absent, evicted, capacity) if fits else {}
+            made = to_decisions(instance, evicted, kept, stall_ns) if fits else None
+            known = made is not None and any(d is not None and d.evicted == made.evicted for d in whole.values())
+            whole[name] = None if known else made
+        made = whole[name]
+        return None if made is None else replace(made, landing=landing)
+
+    def flowing() -> Decisions:
+        evicted, kept = fluid(instance, absent, worth_moving(instance))
+        return to_decisions(instance, evicted, kept, stall_ns)
+
+    chosen: dict[str, Callable[[], set[int]]] = {
+        "halves": lambda: threshold(instance, absent),
+        "largest": lambda: largest_first(instance, absent),
+        "even": lambda: diffuse(instance, absent, 0.5),
+        "late": lambda: diffuse(instance, absent, 1.0),
+    }
+    ways: dict[str, Callable[[], Decisions | None]] = {}
+    for name in chosen:
+        for landing in (Landing.RING, Landing.LOWEST):
+            ways[f"{name} {landing.value}"] = partial(rounded, name, landing)
+    return ways | {"as they are": flowing}

@@ -1,4 +1,5 @@
-"""Our strategy: the residency LP for the bound and the fractions, rounding, placement, and the simulator's choice.
+"""Our search for a plan in one order: the residency LP for the bound and the fractions, rounding, placement, and the
+simulator's choice.
 
 The LP lets bytes flow; addresses and whole tensors do not. How much room must be left to them is found by search: what
 the LP keeps is cut by some bytes, the result rounded, placed, simulated; cuts are tried coarsely and then between the
@@ -23,13 +24,13 @@ from ..ir.sizes import format_size
 from .instance import Instance
 from .replay import farthest, replay_cache
 from .search import Search, warm_up
-from .strategies import Effort, register
+from .strategies import Effort
 
 
-@register
 @dataclass(frozen=True, slots=True)
 class Stow:
-    """Gaps by linear programming (DESIGN 4.1), rounded, placed, simulated; the best of a portfolio.
+    """Gaps by linear programming (DESIGN 4.1), rounded, placed, simulated; the best of a portfolio, in the order that
+    the instance has. The strategy of this name (`order.StowBest`) plans other orders with it, too.
 
     `refinements`: how often the best cut's neighbourhood is halved. `search_share`: the part of the time limit that is
     spent once there is an answer. `good_enough`: differences of time below this share are none; fewer bytes decide

@@ -12,15 +12,15 @@ from ..ir.plan import Plan
 from .instance import Instance
 
 MODULES = (
-    "stow",
-    "recompute",
     "order",
+    "recompute",
     "baselines",
     "tflite",
     "cosma",
     "traffic",
     "published.offload_all",
     "published.checkpointing",
+    "published.torch_knapsack",
     "published.capuchin",
     "published.memo",
     "published.checkmate",

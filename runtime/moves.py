@@ -73,6 +73,8 @@ class Moves:
     def _make_routes(self, addresses: Mapping[str, Addresses]) -> list[Route]:
         sizes: dict[str, int] = {}
         routes: list[Route] = []
+        called = (self.graph.operator[s.op] for s in self.plan.steps if s.op in self.graph.operator)
+        changed = {s for op in called for s in self.graph.writes(op)}
         for index, (t, link) in enumerate(zip(self.plan.transfers, self.links, strict=True)):
             if t.storage not in self.graph.storage or not 0 <= t.lo < t.hi <= self.graph.storage[t.storage].nbytes:
                 raise PlanMismatchError(f"transfer {index} moves [{t.lo}, {t.hi}) of '{t.storage}'; plan again")
@@ -81,10 +83,10 @@ class Moves:
                     f"transfer {index} of '{t.storage}' runs after {t.after} and before {t.before} in a pass of "
                     f"{self.period} steps; plan again"
                 )
-            if t.target == self.plan.home_tier and self.graph.storage[t.storage].homed:
+            if t.target == self.plan.home_tier and self._homed(t) and t.storage not in changed:
                 raise PlanMismatchError(
                     f"transfer {index} stores '{t.storage}', a {self.graph.storage[t.storage].kind.value} that no "
-                    "operator of an inference pass may change; plan again"
+                    "step of the plan changes; plan again"
                 )
             position = sizes.get(link.lane, 0)
             sizes[link.lane] = position + 1
@@ -93,16 +95,19 @@ class Moves:
             routes.append(Route(index, t, link.lane, position, source, place))
         return routes
 
+    def _homed(self, t: Transfer) -> bool:
+        return self.graph.storage[t.storage].homed
+
     def _source(self, t: Transfer, addresses: Addresses) -> int:
         """Where the bytes of `t` are, as those who say what it waits for see it."""
         held = source_of(self.plan, self.graph, t)
         return addresses.of_transfer(t) if held is None else held.base + t.lo
 
     def _make_slots(self) -> tuple[dict[str, list[Slot]], int]:
-        """A place in the scratch file for each range that is ever stored, on block boundaries."""
+        """A place in the scratch file for each range that is ever spilled, on block boundaries."""
         ranges: dict[str, set[tuple[int, int]]] = {}
         for route in self.routes:
-            if not route.inward:
+            if not route.inward and not self._homed(route.transfer):
                 ranges.setdefault(route.transfer.storage, set()).add((route.transfer.lo, route.transfer.hi))
         slots: dict[str, list[Slot]] = {}
         end = 0
@@ -255,6 +260,11 @@ class Moves:
             return tuple(
                 tiers.copy((t.origin, source + lo), (t.target, place + lo), hi - lo, t.after, link)
                 for lo, hi in _cuts(0, t.nbytes, chunk, 0)
+            )
+        if storage.homed and source is not None:
+            return tuple(
+                tiers.store_back(storage, lo, hi, (t.origin, source + lo - t.lo), chunk, t.after, link)
+                for lo, hi in _cuts(t.lo, t.hi, chunk, storage.blob_offset)
             )
         if storage.homed:
             assert place is not None

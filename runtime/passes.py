@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from .addresses import Addresses
 from .arena import Arena
 from .directio import DirectFile, never
 from .memory import trim_heap
-from .moves import Moves, chunk_nbytes
+from .moves import Moves, Route, chunk_nbytes
 from .reading import WeightReader
 from .tiers import Device, HostHome, Move, Tiers, host_tiers
 from .trace import Event
@@ -176,6 +176,21 @@ class PlanMemory:
         if self.device is not None:
             self.device.settle()
             self.device.restart()
+
+    def settle(self) -> list[tuple[Route, int]]:
+        """Wait until nothing moves; how often each transfer is complete since `restart`, in the order of the plan."""
+        self.check_open()
+        self.engine.settle()
+        lanes = self.engine.lanes
+        return [
+            (route, (lanes[route.lane].done - route.position - 1) // len(lanes[route.lane].jobs) + 1)
+            for route in self._moves.routes
+        ]
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """The plan's transfers, in its order, with their places in lanes."""
+        return self._moves.routes
 
     def moved(self) -> tuple[int, int]:
         """Bytes read and written by transfers so far."""

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from ..ir.errors import ExecutionError
 from ..ir.program import BlobSource
@@ -65,6 +65,23 @@ class WeightReader(Protocol):
 
     def close(self) -> None:
         """Close the files; again is allowed."""
+        ...
+
+
+@runtime_checkable
+class StateKeeper(WeightReader, Protocol):
+    """A store whose blobs change: the states of an optimizer."""
+
+    def write(
+        self,
+        blob: str,
+        start: int,
+        source: memoryview,
+        *,
+        chunk: int = BOUNCE_NBYTES,
+        cancelled: Callable[[], bool] = never,
+    ) -> None:
+        """Put `source` in place of the bytes of `blob` from `start` on; ExecutionError where that fails."""
         ...
 
 

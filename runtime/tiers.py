@@ -15,7 +15,7 @@ from ..ir.machine import Link
 from ..ir.plan import Plan
 from .arena import Arena
 from .directio import BLOCK, BOUNCE_NBYTES, TransferCancelledError, never
-from .reading import WeightReader
+from .reading import StateKeeper, WeightReader
 
 Cancelled = Callable[[], bool]
 Move = Callable[[Cancelled], None]
@@ -148,6 +148,27 @@ class Tiers:
             self.device.expect(after)
         return partial(self._load_staged, self.device, storage, lo, hi, offset, chunk, after, link)
 
+    def store_back(
+        self, storage: Storage, lo: int, hi: int, origin: tuple[str, int], chunk: int, after: int, link: Link
+    ) -> Move:
+        """What brings bytes [lo, hi) of a homed storage that was changed from (tier, offset) to its home.
+
+        Raises PlanMismatchError where the home cannot be written to, or not from there.
+        """
+        tier, offset = origin
+        if self.home is not None:
+            target = self.home.view(storage, lo, hi - lo)
+            if tier != self.device_tier:
+                return partial(_copy, target, self.arenas[tier].view(offset, hi - lo))
+            assert self.device is not None
+            return self.device.outgoing(offset, target, after, link)
+        if not isinstance(self.store, StateKeeper):
+            raise PlanMismatchError(
+                f"the plan stores '{storage.id}' ({storage.kind.value}), which its steps change, but the store of this "
+                "executor is only read; plan again"
+            )
+        return partial(store_homed, self.store, storage, lo, self.host(tier, offset, hi - lo), chunk)
+
     def copy(self, origin: tuple[str, int], target: tuple[str, int], nbytes: int, after: int, link: Link) -> Move:
         """What copies from one (tier, offset) to another, in another tier."""
         device = self.device
@@ -203,6 +224,14 @@ def load_homed(
     """Fill `target` with the bytes of a homed storage from `lo` on."""
     assert storage.blob is not None
     store.read(storage.blob, storage.blob_offset + lo, target, chunk=chunk, cancelled=cancelled)
+
+
+def store_homed(
+    store: StateKeeper, storage: Storage, lo: int, source: memoryview, chunk: int, cancelled: Cancelled
+) -> None:
+    """Put `source` in place of the bytes of a homed storage from `lo` on."""
+    assert storage.blob is not None
+    store.write(storage.blob, storage.blob_offset + lo, source, chunk=chunk, cancelled=cancelled)
 
 
 def _copy(target: memoryview, source: memoryview, cancelled: Cancelled) -> None:

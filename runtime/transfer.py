@@ -55,7 +55,8 @@ class Lane:
     """The queue of one lane and how far it is. `done` counts complete jobs over all passes since the last reset.
 
     `taken` counts jobs whose requests are all taken, `request` those taken of the next one; `left` holds, by number of
-    the job, the requests that are not complete. `busy` threads run one.
+    the job, the requests that are not complete. `busy` threads run one. Jobs at the positions `skip` are not run:
+    `skipped` has their numbers, until `Engine.fetch` runs one after all.
     """
 
     def __init__(self, name: str, jobs: Sequence[Job]) -> None:
@@ -74,10 +75,17 @@ class Lane:
         """Before instant 0 of pass 0."""
         self.done = self.taken = self.request = 0
         self.left: dict[int, int] = {}
+        self.skip: frozenset[int] = frozenset()
+        self.skipped: set[int] = set()
 
     def take(self) -> tuple[int, Callable[[Cancelled], None]]:
         """The next request, and the number of its job."""
         number, job = self.taken, self.jobs[self.taken % len(self.jobs)]
+        if not self.request and number % len(self.jobs) in self.skip:
+            self.skipped.add(number)
+            self.left[number] = 1
+            self.taken = number + 1
+            return number, _nothing
         request = job.requests[self.request]
         self.left.setdefault(number, len(job.requests))
         self.request += 1
@@ -90,7 +98,9 @@ class Lane:
         self.left[number] -= 1
         while self.left.get(self.done) == 0:
             job = self.jobs[self.done % len(self.jobs)]
-            if job.copied:
+            if self.done in self.skipped:
+                pass
+            elif job.copied:
                 self.copied_nbytes += job.nbytes
             elif job.inward:
                 self.read_nbytes += job.nbytes
@@ -98,6 +108,10 @@ class Lane:
                 self.written_nbytes += job.nbytes
             del self.left[self.done]
             self.done += 1
+
+
+def _nothing(cancelled: Cancelled) -> None:
+    """What is left of a job that is skipped."""
 
 
 class Engine:
@@ -154,6 +168,32 @@ class Engine:
         lane.wait_ns += end - begin
         if self.events is not None:
             self.events.append(Event("wait", lane.jobs[position].name, begin, end))
+
+    def settle(self) -> None:
+        """Sleep until nothing moves: all that may start by now is complete, or a failure has stopped it."""
+        with self._changed:
+            self._sleepers += 1
+            try:
+                lanes = self.lanes.values()
+                while any(lane.busy or self._may_start(lane) for lane in lanes):
+                    self._changed.wait()
+            finally:
+                self._sleepers -= 1
+
+    def skip(self, positions: Mapping[str, frozenset[int]]) -> None:
+        """From now on the jobs at these positions of lanes are not run; their numbers are those of complete ones."""
+        with self._changed:
+            for name, lane in self.lanes.items():
+                lane.skip = positions.get(name, frozenset())
+
+    def fetch(self, lane: Lane, number: int) -> None:
+        """Run job `number`, which was skipped, now and here. Its place must be free for it still."""
+        job = lane.jobs[number % len(lane.jobs)]
+        for request in job.requests:
+            request(self._cancelled)
+        with self._changed:
+            lane.skipped.discard(number)
+            lane.read_nbytes += job.nbytes
 
     def _raise_error(self) -> None:
         error = self._error

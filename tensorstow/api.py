@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -52,24 +52,41 @@ def plan(
     machine: ir_machine.Machine | None = None,
     dims: Mapping[str, int] = NO_DIMS,
     mode: str = "inference",
-    strategy: str = "stow",
+    loss: Callable[[Any], Any] | None = None,
+    optimizer: Any = None,
+    strategy: str | None = None,
     profile: bool = False,
     time_limit_s: float = 20.0,
     seed: int = 0,
     engine: str = "auto",
+    sparse_ffn: int | None = None,
 ) -> PlanFile:
     """A certified plan for a model on `machine` (by default this box).
 
     `model` is an ONNX file, 'hf:DIR', 'file.py:callable', 'pkg.module:callable', or a PyTorch module; for a module
     `example_inputs` are a tuple of positional, a dictionary of keyword arguments, or one tensor. `dims` sets symbolic
     dimensions. `profile` measures real passes here instead of using formulas. `engine` ('auto', 'highs', 'glop', 'cbc',
-    'cpsat') solves linear and integer programs.
+    'cpsat') solves linear and integer programs. `strategy` is by default 'stow', in training 'stow-recompute'.
+
+    With mode 'training' a whole step is planned, the module being in train or eval mode as it is. `loss` is a function
+    of what the module returns; without it the module returns its loss, or something with an attribute `loss`. With
+    `optimizer`, of torch.optim over the module's parameters, the update is part of the step.
+    `sparse_ffn` reads of feed-forward layers behind ReLU only the rows of active neurons, and keeps so many of each.
     Raises InputError, InfeasibleError and TimeLimitError, each with what to do.
     """
     from .workflow import make_plan
 
-    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine)
-    return make_plan(request, strategy=strategy).file
+    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer)
+    if sparse_ffn is not None:
+        from .sparse_rows import with_sparse_rows
+
+        request = replace(request, model=with_sparse_rows(request.model, sparse_ffn))
+    file = make_plan(request, strategy=strategy).file
+    if mode != "training":
+        return file
+    from .training import remember
+
+    return remember(file, request.model)
 
 
 def compare(
@@ -80,6 +97,8 @@ def compare(
     strategies: tuple[str, ...] = (),
     dims: Mapping[str, int] = NO_DIMS,
     mode: str = "inference",
+    loss: Callable[[Any], Any] | None = None,
+    optimizer: Any = None,
     profile: bool = False,
     time_limit_s: float = 20.0,
     seed: int = 0,
@@ -89,7 +108,8 @@ def compare(
     workers: int = 0,
     memory_limit_nbytes: int | None = None,
 ) -> Comparison:
-    """Strategies (by default some for the mode) on one model, scored by one simulator against one bound.
+    """Strategies (by default some for the mode) on one model, scored by one simulator against one bound; `loss` and
+    `optimizer` as in `plan`.
 
     Each runs once, with `seed`, or once for each of `seeds`. `time_limits` are seconds by strategy where they differ
     from `time_limit_s`. With `workers` above 0 each run has a process of its own, that many at a time, and
@@ -100,7 +120,7 @@ def compare(
     from .workflow import make_comparison
 
     trials = Trials(seeds or (seed,), dict(time_limits or {}), workers, memory_limit_nbytes)
-    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine)
+    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer)
     return make_comparison(request, strategies or default_names(mode), trials=trials)
 
 
@@ -114,10 +134,19 @@ def _request(
     time_limit_s: float,
     seed: int,
     engine: str,
+    loss: Callable[[Any], Any] | None,
+    optimizer: Any,
 ) -> Request:
     from .workflow import Request
 
     found = find_model(model, dims, example_inputs)
+    if mode == "training":
+        from .training import training_model
+
+        found = training_model(found, loss=loss, optimizer=optimizer)
+    elif loss is not None or optimizer is not None:
+        what = "loss" if loss is not None else "optimizer"
+        raise InputError(f"{what}= belongs to training; give mode='training' with it")
     return Request(found, machine or Machine.detect(), mode, profile, time_limit_s, seed, engine)
 
 
@@ -126,16 +155,41 @@ def apply(plan: PlanFile, model: AnyModule, *, threads: int | None = None) -> An
 
 
 @overload
-def apply(plan: PlanFile, model: ModelPath | None = None, *, threads: int | None = None) -> Any: ...
+def apply(
+    plan: PlanFile,
+    model: Any = None,
+    *,
+    threads: int | None = None,
+    loss: Callable[[Any], Any] | None = None,
+    optimizer: Any = None,
+) -> Any: ...
 
 
-def apply(plan: PlanFile, model: Any = None, *, threads: int | None = None) -> Any:
+def apply(
+    plan: PlanFile,
+    model: Any = None,
+    *,
+    threads: int | None = None,
+    loss: Callable[[Any], Any] | None = None,
+    optimizer: Any = None,
+) -> Any:
     """What runs `plan`, its memory filled and ready.
 
     For an ONNX file: an `Applied`; `model` says where the file lies if it moved. For a PyTorch module: the module
     itself, called as before, whose weights now live where the plan puts them; its `tensorstow` attribute has
     statistics and `close`. A plan made from 'hf:DIR' or a callable makes its module again, or takes the one given.
+
+    For a plan of mode 'training': the step. `loss = step(*batch)`; where it was planned with an optimizer, that is all
+    of it, else `loss.backward()` and an update of your own follow. `loss` and `optimizer` are by default those that it
+    was planned with; a plan that was read from a file needs them, unless it makes its module again. `close` gives the
+    memory back.
     """
+    if plan.training is not None:
+        from .training import apply_training
+
+        return apply_training(plan, model, loss=loss, optimizer=optimizer, threads=threads)
+    if loss is not None or optimizer is not None:
+        raise InputError("the plan is for inference; loss= and optimizer= belong to a plan of mode 'training'")
     if plan.module is not None:
         from .module_runs import apply_module
 

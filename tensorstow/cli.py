@@ -9,12 +9,22 @@ from typing import Annotated
 import typer
 
 # Each of these registers its commands.
-from . import cli_compare, cli_doctor, cli_machine, cli_pack, cli_plan, cli_show, report
+from . import cli_compare, cli_doctor, cli_experts, cli_machine, cli_pack, cli_plan, cli_show, report
 from ._version import __version__
 from .cli_options import app
 from .ir.errors import TensorstowError
 
-__all__ = ["app", "cli_compare", "cli_doctor", "cli_machine", "cli_pack", "cli_plan", "cli_show", "run_cli"]
+__all__ = [
+    "app",
+    "cli_compare",
+    "cli_doctor",
+    "cli_experts",
+    "cli_machine",
+    "cli_pack",
+    "cli_plan",
+    "cli_show",
+    "run_cli",
+]
 
 
 USAGE = 2

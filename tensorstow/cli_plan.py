@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,14 @@ def plan(
     new: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to generate after a prompt of --dim length tokens (hf:DIR).")
     ] = None,
+    sparse_ffn: Annotated[
+        int | None,
+        typer.Option(
+            "--sparse-ffn",
+            metavar="ROWS",
+            help="Of feed-forward layers behind ReLU read only active neurons, and keep so many of each.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +63,10 @@ def plan(
 
     check_output(output)
     request = make_request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new)
+    if sparse_ffn is not None:
+        from .sparse_rows import with_sparse_rows
+
+        request = replace(request, model=with_sparse_rows(request.model, sparse_ffn))
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
     else:

@@ -78,6 +78,11 @@ def open_executor(
     `model` says where the model lies if it moved.
     """
     require_host(file.machine)
+    if file.training is not None:
+        raise InputError(
+            "the plan is of a training step, which runs in a loop of yours: step = ts.apply(plan, module); loss = "
+            "step(*batch)"
+        )
     if file.module is not None:
         from .module_runs import open_module
 

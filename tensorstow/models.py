@@ -13,18 +13,20 @@ from .hosts import Progress, silent
 from .ir.errors import InputError
 from .ir.graph import Graph
 from .ir.machine import Machine
-from .ir.program import ModelSource, ModuleProgram, Program
+from .ir.program import ModelSource, ModuleProgram, Program, TrainingProgram
 
 NO_DIMS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph to plan, and what runs it: `program` with ONNX Runtime, `module` with PyTorch."""
+    """A graph to plan, and what runs it: `program` with ONNX Runtime, `module` with PyTorch, `training` a training step
+    of it."""
 
     graph: Graph
     program: Program | None = None
     module: ModuleProgram | None = None
+    training: TrainingProgram | None = None
 
     def with_times(self, operator_ns: Mapping[str, int]) -> Lowered:
         """The same with measured times of operators, by id."""

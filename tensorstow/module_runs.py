@@ -82,6 +82,7 @@ def _executor(
     from .planner.pytorch.binding import kept_names
     from .planner.pytorch.hf import fill_kept
     from .runtime.module.executor import ModuleExecutor
+    from .sparse_rows import install_rows
 
     program, graph = _program(file), file.graph
     if made.matched is not None:
@@ -95,7 +96,13 @@ def _executor(
     else:
         store = _open_store(file, program, made, progress)
     try:
-        return ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
+        executor = ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
+        try:
+            install_rows(executor, program)
+        except BaseException:
+            executor.close()
+            raise
+        return executor
     except BaseException:
         store.close()
         raise
@@ -161,12 +168,16 @@ class ModuleRunner:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """One pass; inputs that are not given are the example's."""
-        args, kwargs = fresh_inputs(self.made, inputs)
+        args, kwargs = self._inputs(inputs)
         return arrays(self.executor.run(*args, **kwargs))
+
+    def _inputs(self, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fresh ones, where the module computes."""
+        return on_device(fresh_inputs(self.made, given), self.executor.device)
 
     def compute_only(self) -> float:
         """Seconds of a pass in which nothing moves."""
-        args, kwargs = fresh_inputs(self.made, {})
+        args, kwargs = self._inputs({})
         return self.executor.compute_only(*args, **kwargs)
 
     def io_only(self) -> float:
@@ -175,7 +186,7 @@ class ModuleRunner:
 
     def profile(self, passes: int) -> Profile:
         """Times of parts and rates of lanes, as they are in real passes."""
-        args, kwargs = fresh_inputs(self.made, {})
+        args, kwargs = self._inputs({})
         return self.executor.profile(passes, *args, **kwargs)
 
     def close(self) -> None:
@@ -222,6 +233,24 @@ def fresh_inputs(made: ModuleModel, given: Mapping[str, Any]) -> tuple[tuple[Any
     return tuple(named[n] for n in positional), {n: named[n] for n in kwargs}
 
 
+def on_device(value: Any, device: Any) -> Any:
+    """`value` with its tensors on `device`: tuples, lists and dictionaries made anew, caches changed."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        moved = {k: on_device(v, device) for k, v in value.items()}
+        return moved if type(value) is dict else type(value)(**moved)
+    if type(value) in (tuple, list):
+        return type(value)(on_device(v, device) for v in value)
+    own = type(value).__module__
+    if own.startswith("transformers.") and "config" not in own and hasattr(value, "__dict__"):
+        for name, held in list(vars(value).items()):
+            setattr(value, name, on_device(held, device))
+    return value
+
+
 def arrays(result: Any) -> dict[str, Any]:
     """The tensors in what a module returns, as arrays by where they are in it ('logits', 'past_key_values.0.1')."""
     from .planner.pytorch.capture import tensors_in
@@ -232,7 +261,7 @@ def arrays(result: Any) -> dict[str, Any]:
 def _array(tensor: Any) -> Any:
     import torch
 
-    content = tensor.detach().contiguous()
+    content = tensor.detach().cpu().contiguous()
     name = str(content.dtype).removeprefix("torch.")
     try:
         return content.numpy()
@@ -255,9 +284,22 @@ def unconstrained(file: PlanFile, moved: Path | None, inputs: Mapping[str, Any])
     made = remake(file, moved)
     if made.matched is not None:
         fill_kept(made.module, made.matched, made.module.state_dict())
-    args, kwargs = fresh_inputs(made, inputs)
+    device = _computes_on(file)
+    module = made.module if device.type == "cpu" else made.module.to(device)
+    args, kwargs = on_device(fresh_inputs(made, inputs), device)
     with torch.no_grad():
-        return arrays(made.module(*args, **kwargs))
+        return arrays(module(*args, **kwargs))
+
+
+def _computes_on(file: PlanFile) -> Any:
+    """PyTorch's device that the plan's unit stands for."""
+    import torch
+
+    from .runtime.module import devices
+    from .runtime.preflight import compute_unit
+
+    found = devices.device_for(compute_unit(file.plan, file.graph, file.machine), file.machine)
+    return torch.device("cpu") if found is None else found.torch_device
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .hosts import Progress, runs_here, silent
+from .hosts import Progress, on_processor, silent
 from .ir.errors import InputError
 from .ir.machine import Machine
 from .ir.program import ModelSource, SourceFile
@@ -28,7 +28,9 @@ MEASURED_S = 20.0
 @dataclass(frozen=True)
 class ModuleModel:
     """A module with example inputs. `entry` names what makes it again, None for one in memory; `matched` are the files
-    of its weights, `origin` the files it came from. Lowered once; compacted anew for each budget."""
+    of its weights, `origin` the files it came from; `loss` and `optimizer` what its callable gave for training. With
+    `sparse_rows` only the rows of active neurons are read (`sparse_rows.py`). Lowered once; compacted anew for each
+    budget."""
 
     name: str
     module: nn.Module
@@ -38,6 +40,9 @@ class ModuleModel:
     dims: Mapping[str, int] = field(default_factory=dict[str, int])
     matched: Matched | None = None
     origin: tuple[SourceFile, ...] = ()
+    loss: Any = None
+    optimizer: Any = None
+    sparse_rows: int | None = None
     _known: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
     def operators(self, progress: Progress = silent) -> OpLowered:
@@ -52,7 +57,7 @@ class ModuleModel:
     def lower(self, machine: Machine, mode: str, progress: Progress = silent) -> Lowered:
         """The parts of a pass, with times measured on this box where it is for this box."""
         if mode != "inference":
-            raise InputError(f"mode '{mode}' is not available for a PyTorch module; give inference")
+            raise InputError(f"mode '{mode}' is not available for a PyTorch module; give inference or training")
         lowered = self.parts(machine, progress)
         program = replace(lowered.program, entry=self.entry)
         return Lowered(lowered.graph, module=program)
@@ -68,15 +73,23 @@ class ModuleModel:
         lowered = self.timed(machine, progress)
         tables = choose_lookups(lowered, machine) if looked_up is None else looked_up
         found = parts(lowered, machine.units[0], looked_up=tables, link=store_link(machine))
-        if self.matched is None:
+        if self.matched is not None:
+            reading = choose_reading(found.program, self.matched)
+            found = ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
+        return self._rows_left(found, lowered, machine)
+
+    def _rows_left(self, found: ModuleLowered, lowered: OpLowered, machine: Machine) -> ModuleLowered:
+        """Without what is read by rows."""
+        if self.sparse_rows is None:
             return found
-        reading = choose_reading(found.program, self.matched)
-        return ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
+        from .sparse_rows import leave_rows
+
+        return leave_rows(found, lowered, machine, self.sparse_rows)
 
     def timed(self, machine: Machine, progress: Progress) -> OpLowered:
         """With measured times of operators, if the machine is this box."""
         lowered = self.operators(progress)
-        if not runs_here(machine):
+        if not on_processor(machine):
             return lowered
         if "measured" not in self._known:
             self._known["measured"] = measured_here(lowered, self, machine, progress)
@@ -97,16 +110,27 @@ class ModuleModel:
         roomy = machine.with_capacity({tier: 1 << 60})
         lowered = self.operators()
         looked_up = frozenset(tables(lowered))
-        graph = parts(lowered, machine.units[0], looked_up=looked_up, link=store_link(machine)).graph
+        found = parts(lowered, machine.units[0], looked_up=looked_up, link=store_link(machine))
+        graph = self._rows_left(found, lowered, machine).graph
         whole = make_instance(graph, roomy)
         return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + machine.tier[tier].reserve_nbytes
 
 
 def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, progress: Progress) -> OpLowered:
     """`lowered` with the times that its operators, and the module's own Python, take on this box."""
+    from .runtime.torch_rates_python import UnrecordableError, python_ns
+
+    try:
+        python = python_ns(model.module, model.args, model.kwargs)
+    except UnrecordableError:
+        python = 0
+    return with_times(lowered, machine, progress, python_ns=python)
+
+
+def with_times(lowered: OpLowered, machine: Machine, progress: Progress, *, python_ns: int = 0) -> OpLowered:
+    """`lowered` with the times that its operators take on this box, and `python_ns` of Python beside them."""
     from .planner.pytorch.measured import requests, with_measured
     from .runtime.torch_rates import measure
-    from .runtime.torch_rates_python import UnrecordableError, python_ns
 
     unit = machine.units[0]
     threads = unit.threads or torch_threads()
@@ -117,11 +141,7 @@ def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, prog
         budget_s=MEASURED_S,
         progress=lambda share: progress("measuring operators", share),
     )
-    try:
-        python = python_ns(model.module, model.args, model.kwargs)
-    except UnrecordableError:
-        python = 0
-    return with_measured(lowered, unit, found.times, python_ns=python)
+    return with_measured(lowered, unit, found.times, python_ns=python_ns)
 
 
 def torch_threads() -> int:
@@ -156,10 +176,22 @@ def module_from_entry(text: str, dims: Mapping[str, int]) -> ModuleModel:
         raise InputError(f"'{text}' makes its own example inputs; --dim {next(iter(dims))} has nothing to set")
     made = make(found)
     if found.file is None:
-        return ModuleModel(found.name, made.module, made.args, made.kwargs, entry=text)
+        return ModuleModel(
+            found.name, made.module, made.args, made.kwargs, entry=text, loss=made.loss, optimizer=made.optimizer
+        )
     path = found.file.resolve()
     entry = f"{path}:{found.name}"
-    return ModuleModel(found.name, made.module, made.args, made.kwargs, entry=entry, origin=(source_file(path),))
+    origin = (source_file(path),)
+    return ModuleModel(
+        found.name,
+        made.module,
+        made.args,
+        made.kwargs,
+        entry=entry,
+        origin=origin,
+        loss=made.loss,
+        optimizer=made.optimizer,
+    )
 
 
 def _from_directory(path: Path, dims: Mapping[str, int]) -> ModuleModel:

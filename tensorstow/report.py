@@ -85,6 +85,11 @@ def plan_facts(planned: Planned) -> dict[str, Any]:
     """The JSON object of `plan --json`, but for the path."""
     file = planned.file
     certificate = file.plan.certificate
+    more: dict[str, Any] = {}
+    if file.training is not None:
+        from .report_training import training_facts
+
+        more["training"] = training_facts(file, file.training)
     return {
         "graph": {"ops": len(file.graph.operators), "tensors": len(file.graph.tensors), "nbytes": file.graph.nbytes},
         "strategy": file.plan.strategy,
@@ -99,6 +104,7 @@ def plan_facts(planned: Planned) -> dict[str, Any]:
         "fixed_nbytes": file.fixed_nbytes,
         "promised_peak_nbytes": file.promised_peak_nbytes,
         "solve_s": planned.solve_s,
+        **more,
     }
 
 
@@ -122,6 +128,10 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
         rows.append(("process peak", f"{promised}; {fixed} of it interpreter, libraries, kernels"))
     if file.module is not None:
         rows.append(("weights", _weights(file.module)))
+    if file.training is not None:
+        from .report_training import training_rows
+
+        rows += training_rows(file, file.training)
     for link, nbytes in certificate.moved_nbytes.items():
         rows.append((f"moved {link}", f"{format_size(nbytes)} a pass"))
     rows.append(("time of a pass", f"{seconds(certificate.simulated_s)} simulated; computing alone {seconds(compute)}"))

@@ -13,6 +13,7 @@ from .ir.simulate import Timeline, simulate
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
 from .report import out, percent
+from .report_training import training_rows
 
 COLUMNS = 72
 ROWS = 14
@@ -50,6 +51,11 @@ def _print_promise(file: PlanFile) -> None:
         f"proven bound {seconds(certificate.bound_s)}, this plan is {gap}"
     )
     out.print(f"[dim]{escape(certificate.bound_kind)}[/]")
+    if file.training is not None:
+        turn = [s.op for s in plan.steps].index(file.training.turn)
+        out.print(f"a training step: forward to step {turn}, then backward")
+        for name, text in training_rows(file, file.training):
+            out.print(f"  {name}: {escape(text)}")
     violations = check(plan, file.graph, file.machine)
     verdict = "[green]nothing wrong[/]" if not violations else f"[bold red]{len(violations)} violations[/]"
     out.print(f"checker: {verdict}")

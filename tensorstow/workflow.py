@@ -33,6 +33,8 @@ class Request:
     engine: str = "auto"
 
 
+DEFAULT_STRATEGY = {"training": "stow-recompute"}
+"""By mode, where it is not `stow`: in training what decides about keeping, moving and recomputing together."""
 PROFILED_PASSES = 5
 PROFILED_NBYTES = 16 << 20
 """A link's rate is taken from a profile when a pass moves at least this much; less says little."""
@@ -59,12 +61,19 @@ def _plan(lowered: Lowered, machine: Machine, request: Request, strategy: str) -
 
 
 def _file(plan: Plan, lowered: Lowered, machine: Machine, request: Request) -> PlanFile:
-    return PlanFile(plan, lowered.graph, machine, lowered.program, request.model.source(), 0, lowered.module)
+    return PlanFile(
+        plan, lowered.graph, machine, lowered.program, request.model.source(), 0, lowered.module, lowered.training
+    )
 
 
 def _profiled(lowered: Lowered, request: Request, progress: Progress) -> tuple[Lowered, Machine]:
     """Plan by formulas, run that plan, and take operators and links as they were then: beside one another."""
     machine = request.machine
+    if lowered.training is not None:
+        raise InputError(
+            "a profile is taken in passes of inference; the operators of a training step are measured one by one on "
+            "this box anyway: leave --profile out"
+        )
     require_host(machine)
     progress("planning by formulas", 0.0)
     plan = _plan(lowered, machine, request, "stow")
@@ -90,9 +99,10 @@ class Planned:
     solve_s: float
 
 
-def make_plan(request: Request, *, strategy: str = "stow", progress: Progress = silent) -> Planned:
-    """Plan a model: the whole path from the model to a certified plan file."""
+def make_plan(request: Request, *, strategy: str | None = None, progress: Progress = silent) -> Planned:
+    """Plan a model: the whole path from the model to a certified plan file. `strategy` by default that of the mode."""
     began = time.perf_counter()
+    strategy = strategy or DEFAULT_STRATEGY.get(request.mode, "stow")
     try:
         lowered, machine = prepare(request, progress)
         progress(f"planning {len(lowered.graph.operators)} operators", 0.0)
@@ -101,15 +111,22 @@ def make_plan(request: Request, *, strategy: str = "stow", progress: Progress = 
         raise _with_smallest_budget(error, request, progress) from error
     file = _file(plan, lowered, machine, request)
     solve_s = time.perf_counter() - began
-    if not runs_here(request.machine) or file.source is None:
+    if not runs_here(request.machine) or file.source is None or file.training is not None:
         return Planned(file, solve_s)
     progress("measuring the process's fixed part", 0.0)
     return Planned(replace(file, fixed_nbytes=measure_fixed(file)), solve_s)
 
 
-def limit_process(request: Request, limit_nbytes: int, strategy: str, progress: Progress = silent) -> Planned:
+def limit_process(
+    request: Request, limit_nbytes: int, strategy: str | None = None, progress: Progress = silent
+) -> Planned:
     """A plan whose promised process peak stays within `limit_nbytes`: plan, measure the fixed part, plan again inside
     what it leaves, until the sum holds (the fixed part depends a little on the plan)."""
+    if request.mode == "training":
+        raise InputError(
+            "--process-limit bounds the process that `tensorstow run` is; a training step runs in a process of yours: "
+            "give --tier"
+        )
     require_host(request.machine)
     tier = request.machine.units[0].tier
     fixed = 0

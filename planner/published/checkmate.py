@@ -130,7 +130,7 @@ def _again_until(flow: Flow, t: int) -> int:
     op = flow.order[t]
     if op not in flow.repeatable:
         return t
-    changed = [w for s in flow.reads[op] for w in flow.changes.get(s, ()) if w >= t]
+    changed = [w for s in flow.graph.reads(flow.graph.operator[op]) for w in flow.changes.get(s, ()) if w >= t]
     return min(changed, default=len(flow.order))
 
 

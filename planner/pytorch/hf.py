@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ...ir.errors import InputError
 from .matching import Matched
@@ -124,7 +125,7 @@ def make_skeleton(model: HfModel) -> nn.Module:
     config = type(model.config).from_dict(model.config.to_dict())  # making a module writes into its config
     config.name_or_path = str(model.path)
     try:
-        with parameters_on_meta():
+        with parameters_on_meta(), _NothingRandom():
             module = model.module_class._from_config(config, dtype=model.dtype)
     except Exception as error:
         raise InputError(
@@ -136,6 +137,25 @@ def make_skeleton(model: HfModel) -> nn.Module:
     if (model.path / "generation_config.json").is_file() and module.can_generate():
         module.generation_config = transformers.GenerationConfig.from_pretrained(str(model.path), local_files_only=True)
     return module.eval()
+
+
+class _NothingRandom(TorchFunctionMode):
+    """Tensors without values are not initialised: PyTorch would do that in Python, with its compiler loaded for it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        random = func in _RANDOM or getattr(func, "__module__", "") == "torch.nn.init"
+        if random and isinstance(target, torch.Tensor) and target.is_meta:
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+_RANDOM = frozenset(
+    getattr(torch.Tensor, f"{name}_")
+    for name in ("normal", "uniform", "exponential", "bernoulli", "log_normal", "cauchy", "geometric", "random")
+)
 
 
 @contextmanager

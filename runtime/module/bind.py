@@ -171,7 +171,9 @@ def _source(
     found: Lookups | None = None
     if several:
         at = tuple(sorted({step for one in several for step in one.steps}))
-        found = Lookups(several[0].op, several[0].rows, storage.blob_offset + tensor.offset, at)
+        rows = several[0].rows
+        start = storage.blob_offset + tensor.offset if rows.blob == storage.blob else 0  # else the blob is the table
+        found = Lookups(several[0].op, rows, start, at)
         if found.rows.rows * found.rows.row_nbytes != tensor.nbytes or found.rows.rows != tensor.shape[0]:
             raise PlanMismatchError(
                 f"operator '{found.op}' looks up {found.rows.rows} rows of {found.rows.row_nbytes} bytes, '{name}' "

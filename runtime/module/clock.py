@@ -2,7 +2,8 @@
 
 What a module calls, and in which order, is known only when it happens. But every use names a weight, and the plan says
 in which steps that weight is where. So a use advances the clock to the next such step, at or after the present one.
-Any sequence of uses is then a subsequence of the periodic plan: what is skipped has been loaded in vain, never wrongly.
+Any sequence of uses is then a subsequence of the periodic plan: what is skipped has been loaded in vain, never wrongly,
+and what is skipped again and again is not loaded any more (`Skipping`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ...ir.errors import ExecutionError
 from ..directio import never
 from ..passes import PlanMemory
 from ..trace import Event
+from .skipping import Skipping
 
 
 class Clock:
@@ -32,14 +34,19 @@ class Clock:
         self._memory = memory
         self._period = len(memory.plan.steps)
         self._at = -1  # the instant that the engine has heard of, or is about to
+        self._first = 0  # instant of the present pass
+        waits, marks = memory.waits, memory.marks
+        self._quiet = [step > 0 and not waits[step] and step not in marks for step in range(self._period)]
         self._frozen = False
         self._begin_ns = 0  # of the present step, for its event
+        self.skipping = Skipping(memory)
 
     def load(self) -> int:
         """Go back before the first pass; the bytes read for what is resident then."""
         self.step, self.ready, self._frozen = -1, False, False
         nbytes = self._memory.restart()
-        self._at = -1
+        self._at, self._first = -1, 0
+        self.skipping.restart()
         self.ready = True
         return nbytes
 
@@ -48,12 +55,20 @@ class Clock:
 
         Loads first where that was not done, or a transfer has failed since. Raises ExecutionError where one fails.
         """
+        step, engine = steps[0], self._memory.engine
+        quiet = self.step == step - 1 and self.ready and self._quiet[step] and engine.events is None
+        if quiet and not self.skipping.active:  # mostly: the next step, for which nothing is due
+            self._at = instant = self._first + step
+            self.step = -1
+            engine.arrive(instant)
+            self.step = step
+            return step
         if self._frozen:
             return self._pass_frozen(steps)
         if not self.ready:
             self.load()
         try:
-            self._advance(self._next(steps))
+            self._advance(self._next(steps), used=True)
         except ExecutionError:
             self.ready = False
             raise
@@ -75,20 +90,21 @@ class Clock:
             return
         turn = self._at // self._period
         try:
-            self._advance((turn + 1) * self._period - 1)
+            self._advance((turn + 1) * self._period - 1, used=False)
             self.step, self._at = -1, (turn + 1) * self._period
             self._arrive()
         except ExecutionError:
             self.ready = False
             raise
 
-    def _advance(self, instant: int) -> None:
+    def _advance(self, instant: int, *, used: bool) -> None:
+        """To `instant`; whether its step is `used`, or over when it begins."""
         if self.step < 0 and 0 <= self._at <= instant:
-            self._enter(self._at)  # again: it was not completed
+            self._enter(self._at, used=used and self._at == instant)  # again: it was not completed
         while self._at < instant:
-            self._enter(self._at + 1)
+            self._enter(self._at + 1, used=used and self._at + 1 == instant)
 
-    def _enter(self, instant: int) -> None:
+    def _enter(self, instant: int, *, used: bool) -> None:
         self.step = -1
         self._at = instant
         self._arrive()
@@ -97,6 +113,10 @@ class Clock:
         for lane, count, jobs in self._memory.waits[step]:
             if lane.done < count + turn * jobs:
                 engine.wait(lane, count + turn * jobs)
+        if not used:
+            self.skipping.passed(step)
+        elif self.skipping.active:
+            self.skipping.need(step, turn)
         if engine.events is not None:
             self._begin_ns = perf_counter_ns()
         self.step = step
@@ -108,6 +128,9 @@ class Clock:
             self._record(engine.events)
         turn, step = divmod(self._at, self._period)
         if step == 0:
+            if self._at != self._first:
+                self.skipping.turn()
+            self._first = self._at
             for lane, count, jobs in self._memory.waits[self._period]:
                 engine.wait(lane, count + (turn - 1) * jobs)
         mark = self._memory.marks.get(step)

@@ -56,12 +56,20 @@ def device_for(unit: Unit, machine: Machine) -> TorchDevice | None:
     return CudaDevice(torch.cuda.current_device())
 
 
-def _lacking(nbytes: int) -> str | None:
-    """What keeps this process from computing on a CUDA device whose memory is planned to have `nbytes`."""
+def no_cuda() -> str | None:
+    """Why this process cannot compute on a CUDA device; None where it can."""
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return f"PyTorch finds no CUDA device (there is none, or no driver for CUDA {torch.version.cuda})"
+    return None
+
+
+def _lacking(nbytes: int) -> str | None:
+    """What keeps this process from computing on a CUDA device whose memory is planned to have `nbytes`."""
+    lacking = no_cuda()
+    if lacking is not None:
+        return lacking
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     if total < nbytes:
         return f"its tier has {nbytes} bytes, the CUDA device {total}; give the tier less"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -25,6 +25,14 @@ from .bind import bind, check_machine, move_rest
 from .devices import TorchDevice, device_for
 from .install import install
 from .weights import Weights
+
+
+class Closable(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> None:
+        """Give it back; again is allowed."""
+        ...
 
 
 class ModuleExecutor:
@@ -72,10 +80,12 @@ class ModuleExecutor:
         placed = bind(plan, graph, program, store, module, where)
         self._memory = PlanMemory(plan, graph, machine, self.tier, store, device=device)
         self._sources = [p.source for p in placed]
+        self._attached: list[Closable] = []
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
         settle_allocator()
+        self.device = where
         self._memory.open(scratch)
         self._weights = Weights(self._memory, device)
         try:
@@ -93,8 +103,14 @@ class ModuleExecutor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def attach(self, other: Closable) -> None:
+        """Close `other` with this."""
+        self._attached.append(other)
+
     def close(self) -> None:
         """Stop the threads and give the memory back; again is allowed. The module cannot be used afterwards."""
+        while self._attached:
+            self._attached.pop().close()
         self._weights.close(self._sources)
 
     @property

@@ -2,12 +2,13 @@
 
 The root's one counts passes and lets threads take turns. Those of modules that own placed weights say that a lazy
 parameter is now used by the model, not by someone who looks at it. Layers of PyTorch's own whose code is known get
-their values directly: that costs less than the attribute look-ups it saves.
+their values directly: that costs less than the attribute look-ups it saves. Other modules whose code only computes have
+real weights while they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import nn
 
-from .lazy import LazyTensor
+from . import functions
+from .computing import is_plain, only_computes
+from .lazy import LazyTensor, detached, overwritten
 from .weights import Source, Weights
 
 Forward = Callable[..., Any]
@@ -76,7 +79,7 @@ def layer(weights: Weights, module: nn.Module, original: Forward) -> Forward | N
         return None
     sources: list[Source] = [z.source for z in lazies.values()]
     steps = weights.common_steps(sources)
-    if not steps:
+    if not steps or any(s.lookups is not None for s in sources):
         return None
     values = weights.together(sources)
     if "bias" in lazies:
@@ -130,6 +133,52 @@ def _with_weight(
     return update_wrapper(forward, original)
 
 
+def borrowed(weights: Weights, module: nn.Module, original: Forward) -> Forward | None:
+    """Of a module that only computes, with its own weights alone, all read in one step: they are real while it runs."""
+    held: dict[str, Any] = module._parameters  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+    lazies = tuple((name, value) for name, value in held.items() if isinstance(value, LazyTensor))
+    names, sources = [name for name, _ in lazies], [z.source for _, z in lazies]
+    if not lazies or any(True for _ in module.children()) or any(s.lookups is not None for s in sources):
+        return None
+    steps = weights.common_steps(sources)
+    if not steps or _holds_lazy(module._buffers) or not only_computes(module):  # pyright: ignore[reportPrivateUsage]
+        return None
+    values, clock, using = weights.together(sources), weights.clock, weights.using
+    name, lazy = lazies[0]
+    others = lazies[1:]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if held.get(name) is not lazy or (others and any(held.get(n) is not z for n, z in others)):
+            return original(*args, **kwargs)  # somebody has put another there
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return forward(*args, **kwargs)
+        if not is_plain(args) or (kwargs and not is_plain(kwargs.values())):
+            return original(*args, **kwargs)
+        with using:
+            here = values.get(clock.step) or values[weights.arrive(steps)]
+            try:
+                held[name] = here[0]
+                if others:
+                    held.update(zip(names, here, strict=True))
+                result = original(*args, **kwargs)
+            finally:
+                held[name] = lazy
+                if others:
+                    held.update(others)
+            if weights.written():
+                raise overwritten(weights, lazy.source)
+            if type(result) is torch.Tensor and not weights.in_arena(result):
+                return result
+            return detached(result, weights, dict(zip(sources, here, strict=True)))
+
+    return update_wrapper(forward, original)
+
+
+def _holds_lazy(held: Mapping[str, object]) -> bool:
+    return any(isinstance(value, LazyTensor) for value in held.values())
+
+
 def together(weights: Weights, module: nn.Module, original: Forward) -> Forward | None:
     """Of PyTorch's attention and encoder layer: with lazy parameters they would leave their fast path, and compute
     other bits. So the parameters of the whole layer are real while it runs; None of any other module."""
@@ -179,7 +228,15 @@ def _convolution(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor |
     return module._conv_forward(x, weight, bias)
 
 
+def _embedding(module: Any, x: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    if module.max_norm is not None:
+        name = module._parameters["weight"].source.name
+        raise functions.refuse_write(name, "an embedding with max_norm writes to its table")
+    return F.embedding(x, weight, module.padding_idx, None, module.norm_type, module.scale_grad_by_freq, module.sparse)
+
+
 _KNOWN: dict[Any, Compute] = {
+    nn.Embedding.forward: _embedding,
     nn.Linear.forward: _linear,
     nn.LayerNorm.forward: _layer_norm,
     nn.RMSNorm.forward: _rms_norm,

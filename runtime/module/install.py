@@ -41,8 +41,12 @@ def install(weights: Weights, module: nn.Module, placed: Sequence[Placed], calle
 
 def _wrap(weights: Weights, part: nn.Module) -> None:
     original = part.forward
-    known = forwards.layer(weights, part, original) or forwards.together(weights, part, original)
-    part.__dict__["forward"] = known or forwards.part(weights, part, original)
+    for kind in (forwards.layer, forwards.borrowed, forwards.together):
+        known = kind(weights, part, original)
+        if known is not None:
+            part.__dict__["forward"] = known
+            return
+    part.__dict__["forward"] = forwards.part(weights, part, original)
 
 
 def _replace_everywhere(module: nn.Module, lazies: dict[int, LazyTensor], placed: Sequence[Placed]) -> None:

@@ -167,18 +167,22 @@ def _compute(func: Any, args: Args, kwargs: Kwargs) -> Any:
         for z in lazies:
             if z.source not in there:  # of another module, run by another plan
                 there[z.source] = z.weights.read(z.source)
-        version = weights.version()
         result = _run(func, args, kwargs, {id(z): z.of(there[z.source]) for z in lazies})
         if func in functions.MAKE_NEW:
             return result
-        if weights.version() != version:
-            weights.clock.ready = False  # what was overwritten is read again
-            weights.clock.step = -1
-            raise functions.refuse_write(lazies[0].source.name)
-        return _detach(result, weights, there)
+        if weights.written():
+            raise overwritten(weights, lazies[0].source)
+        return detached(result, weights, there)
 
 
-def _detach(result: Any, weights: Weights, there: dict[Source, torch.Tensor]) -> Any:
+def overwritten(weights: Weights, source: Source) -> Exception:
+    """The error for a write to the plan's memory. What was overwritten is read again."""
+    weights.clock.ready = False
+    weights.clock.step = -1
+    return functions.refuse_write(source.name)
+
+
+def detached(result: Any, weights: Weights, there: dict[Source, torch.Tensor]) -> Any:
     """`result` with what lies in the plan's memory made lazy."""
     if isinstance(result, torch.Tensor):
         if isinstance(result, LazyTensor) or result.layout != torch.strided or not weights.in_arena(result):
@@ -190,7 +194,7 @@ def _detach(result: Any, weights: Weights, there: dict[Source, torch.Tensor]) ->
                 return _again(result, weights, source, distance)
         return result.clone()
     if isinstance(result, (list, tuple)):
-        parts = [_detach(r, weights, there) for r in result]
+        parts = [detached(r, weights, there) for r in result]
         if all(a is b for a, b in zip(parts, result, strict=True)):
             return result
         return parts if isinstance(result, list) else tuple(parts)

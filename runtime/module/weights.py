@@ -96,7 +96,8 @@ class Weights:
         self.totals = (0, 0)  # of `moved`, when the last pass ended
         self._common: dict[tuple[Source, ...], tuple[int, ...]] = {}
         self._all = torch.empty(0)
-        self._begin = 0
+        self._begin = self._end = 0
+        self._version = 0
         self._together: list[dict[int, tuple[torch.Tensor, ...]]] = []
 
     def bind(self, sources: Sequence[Source]) -> None:
@@ -104,6 +105,7 @@ class Weights:
         addresses = self.memory.addresses
         bytes_of_all = self._elements()
         self._all, self._begin = bytes_of_all, bytes_of_all.data_ptr()
+        self._end = self._begin + bytes_of_all.numel()
         for source in sources:
             views: dict[int, torch.Tensor] = {}
             for step in source.steps:
@@ -111,6 +113,7 @@ class Weights:
                 if offset not in views:
                     views[offset] = shaped(bytes_of_all[offset : offset + source.tensor.nbytes], source)
                 source.at[step] = views[offset]
+        self._version = bytes_of_all._version
 
     def _elements(self) -> torch.Tensor:
         if self._device is not None:
@@ -137,7 +140,8 @@ class Weights:
 
     def arrive(self, steps: tuple[int, ...]) -> int:
         """Advance to the next of `steps`, while the caller holds `using`."""
-        self.memory.check_open()
+        if not self.clock.ready:  # as after `close`
+            self.memory.check_open()
         return self.clock.seek(steps)
 
     def resolve(self, sources: Sequence[Source]) -> list[torch.Tensor]:
@@ -191,11 +195,12 @@ class Weights:
 
     def in_arena(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` lies in the plan's memory."""
-        return 0 <= tensor.untyped_storage().data_ptr() - self._begin < self._all.numel()
+        return self._begin <= tensor.data_ptr() < self._end
 
-    def version(self) -> int:
-        """Changes whenever PyTorch writes to the plan's memory, which it must not."""
-        return self._all._version
+    def written(self) -> bool:
+        """Whether PyTorch has written to the plan's memory since it was last asked, which it must not."""
+        before, self._version = self._version, self._all._version
+        return before != self._version
 
     def settle(self) -> None:
         """Return when what was called on the device has run."""

@@ -110,6 +110,7 @@ def open_region(
 ) -> Region:
     """A region over memory of the caller, who does not write to it but where the plan says so.
 
+    The memory should be a private mapping, as an `Arena` is: a process that forks shares with its child what is not.
     `native` None takes the second form where the allocator cannot be compiled or installed, and its `reason` says why;
     True raises NativeUnavailableError then; False takes the second form. Both fix glibc's thresholds, so that what
     overflows goes back to the system when it is freed.

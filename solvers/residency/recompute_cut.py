@@ -148,11 +148,11 @@ def cheapest_makers(problem: CutProblem) -> tuple[int, frozenset[int]]:
     for v in problem.needed:
         network.add(v, sink, INFINITE)
     total, _ = minimum_cut(network, source, sink)
-    again = _reaching(network, sink)  # of equal cuts the one that makes least again
+    again = reaching(network, sink)  # of equal cuts the one that makes least again
     return total, frozenset(m for m in range(makers) if values + m in again)
 
 
-def _reaching(network: Network, sink: int) -> frozenset[int]:
+def reaching(network: Network, sink: int) -> frozenset[int]:
     """Nodes from which unused capacity leads to the sink: the smallest side of the sink."""
     seen = {sink}
     frontier = [sink]

@@ -15,8 +15,10 @@ from tensorstow.planner.instance import Instance, make_instance
 from tensorstow.planner.levels import plan_levels, top_instance
 from tensorstow.planner.levels_arena import Times, settle
 from tensorstow.planner.levels_bound import tiered_bound
+from tensorstow.planner.levels_pace import crowded, paced
 from tensorstow.planner.levels_upper import estimate_s, lean_plans
 from tensorstow.planner.levels_visits import Hold, holds_of, parcels_of
+from tensorstow.planner.stow import Stow
 from tensorstow.planner.strategies import Effort, Strategy, strategies
 
 from ..graphs import KIB, chain, training
@@ -237,7 +239,38 @@ def test_a_strategy_that_finds_no_plan_on_the_slowed_link_may_find_one_on_the_ot
         del given, named
         return []
 
-    monkeypatch.setattr(type(STOW), "plan", plan)
+    monkeypatch.setattr(Stow, "plan", plan)
     monkeypatch.setattr("tensorstow.planner.levels.lean_plans", none_found)
     assert planned(STOW, instance)
     assert len(set(calls)) > 1
+
+
+def test_what_is_made_goes_through_a_middle_tier_that_holds_less_than_one_step_moves() -> None:
+    """Activations wait for the backward pass at the bottom; while a step waits, more passes than the middle holds."""
+    graph = training([12 * KIB] * 8, activation=64 * KIB, ns=2000)
+    sizes = ("hbm", 440 * KIB), ("dram", 160 * KIB), ("ssd", 1 << 40)
+    instance = make_instance(graph, tower(*sizes, rates=(16.0e9, 4.0e9)), mode="training")
+    assert instance.peak_of_all() > instance.capacity_nbytes + 160 * KIB
+    plan = planned(STOW, instance, 6.0)
+    assert plan.arena_nbytes["dram"] <= 160 * KIB
+    assert plan.arena_nbytes["ssd"] > 160 * KIB
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 12), st.integers(1, 40)), max_size=8), st.integers(1, 40))
+def test_paced_transfers_keep_their_windows_and_the_room(jobs: list[tuple[int, int, int]], room: int) -> None:
+    steps = 12
+    wide = [Transfer(f"s{i}", 0, 64 * n, "dram", "hbm", a, min(a + w, a + steps)) for i, (a, w, n) in enumerate(jobs)]
+    parts = paced(wide, wide, steps, 64 * room, 64)
+    if parts is None:
+        assert crowded(wide, steps, 64 * room)
+        return
+    assert not crowded([t for t, _ in parts], steps, 64 * room)
+    for i, whole in enumerate(wide):
+        own = sorted((t for t, source in parts if source == i), key=lambda t: t.lo)
+        assert [t.lo for t in own] == [whole.lo, *(t.hi for t in own[:-1])]
+        assert own[-1].hi == whole.hi
+        for t in own:
+            after = t.after if t.after >= whole.after else t.after + steps
+            assert after + t.before - t.after <= whole.before
+            assert t.before <= t.after + 1

@@ -14,9 +14,9 @@ from tensorstow.ir.check import check
 from tensorstow.ir.errors import InfeasibleError
 from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
 from tensorstow.planner.bounds import find_bound
-from tensorstow.planner.build import run_strategy
+from tensorstow.planner.build import plan_graph, run_strategy
 from tensorstow.planner.instance import Instance, make_instance
-from tensorstow.planner.order import StowOrder, feasible_instance, in_order, order_problem, tight_ends
+from tensorstow.planner.order import StowBest, StowOrder, feasible_instance, in_order, order_problem, tight_ends
 from tensorstow.planner.stow import Stow
 from tensorstow.planner.strategies import Effort
 from tensorstow.planner.traffic_orders import graph_problem, operator_pairs, step_pairs
@@ -245,6 +245,20 @@ def test_branches_one_after_another_move_nothing() -> None:
     assert bound.seconds > 2 * plan.certificate.simulated_s
     assert alone.certificate.simulated_s >= bound.seconds * (1 - 1e-9)
     assert tuple(s.op for s in plan.steps) != instance.order
+
+
+def test_the_default_strategy_takes_the_better_order() -> None:
+    plan = plan_graph(branching(), machine(40 * KIB), time_limit_s=5.0)
+    assert plan.strategy == "stow"
+    assert not plan.transfers
+    assert plan.certificate.status == "optimal"
+    assert plan.certificate.bound_kind.startswith("compute")
+
+
+def test_calls_that_are_repeated_keep_their_order() -> None:
+    instance = make_instance(branching(), machine(40 * KIB), order=("a", "b", "c", "as", "bs", "a", "cs", "y"))
+    plan = StowBest().plan(instance, EFFORT)
+    assert tuple(s.op for s in plan.steps) == instance.order
 
 
 def test_a_chain_is_left_to_stow() -> None:

@@ -78,7 +78,9 @@ def test_training_plans_pass_the_checker_and_stay_above_the_bound(
             plan = run_strategy(strategies([name])[0], instance, bound, Effort(2))
         except (InfeasibleError, TimeLimitError):
             continue
-        assert plan.certificate.simulated_s >= bound.seconds * (1 - 1e-9)
+        own_order = tuple(s.op for s in plan.steps) == instance.order
+        bound_s = bound.seconds if own_order else plan.certificate.bound_s
+        assert plan.certificate.simulated_s >= bound_s * (1 - 1e-9)
 
 
 def test_reserved_loads_keep_place_and_time() -> None:

@@ -152,6 +152,7 @@ def record(
         Storage(names[0], named[names[0]].nbytes, StorageKind.WEIGHT, blob=names[0]) for names in tied.values()
     )
     tensors = tuple(_tensor(names[0], named[names[0]]) for names in tied.values())
+    tensors += tuple(Tensor(token, "opaque", None, None, 0) for op in graph_parts for token in op.outputs)
     graph = Graph("recorded", storages, tensors, graph_parts, (), ())
     blobs = tuple(_blob(folder, names[0], named[names[0]]) for names in tied.values())
     parameters = tuple(Parameter(tuple(names), names[0]) for names in tied.values())
@@ -186,8 +187,15 @@ def _parts(
         if where in looked_up and kind == "embedding":
             table = named[read[0]]
             lookups[op] = Lookup(read[0], table.shape[0], table.nbytes // table.shape[0])
-            operators.append(Operator(op, "lookup", (), (), measured_ns=1000))
+            operators.append(Operator(op, "lookup", _order(operators), (f"{op} is done",), measured_ns=1000))
             continue
         present = set(read)
-        operators.append(Operator(op, kind, read, (), measured_ns=max(1000, sum(named[n].nbytes for n in read) // 2)))
+        measured_ns = max(1000, sum(named[n].nbytes for n in read) // 2)
+        given = (*read, *_order(operators))
+        operators.append(Operator(op, kind, given, (f"{op} is done",), measured_ns=measured_ns))
     return tuple(operators), calls, lookups
+
+
+def _order(before: list[Operator]) -> tuple[str, ...]:
+    """The token that keeps the next part behind these: the module's Python has one order."""
+    return before[-1].outputs if before else ()

@@ -169,7 +169,7 @@ def test_plans_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
     late = (*moves[2:], *moves[:2])
     assert "stands on ssd->dram behind" in _refused(net, replace(plan, transfers=late))
     outward = (replace(moves[0], origin="dram", target="ssd"), *moves[1:])
-    assert "no operator of an inference pass may change" in _refused(net, replace(plan, transfers=outward))
+    assert "no step of the plan changes" in _refused(net, replace(plan, transfers=outward))
     assert "'gpu'" in _refused(net, replace(plan, steps=(replace(plan.steps[0], unit="gpu"), *plan.steps[1:])))
     x = next(i for i, r in enumerate(stays) if r.storage == "x")
     crooked = (*stays[:x], replace(stays[x], offset=stays[x].offset + 4), *stays[x + 1 :])

@@ -26,6 +26,7 @@ from tensorstow.solvers.residency import (
     round_and_repair,
     solve_residency,
 )
+from tensorstow.solvers.residency.lp import Relaxer
 from tensorstow.solvers.residency.rounding import Pauses, held_profile, repair
 from tensorstow.solvers.result import Result, Status
 
@@ -260,6 +261,22 @@ def random_problem(*, steps: int, items: int, seed: int, share: float) -> Reside
     durations = tuple(rng.randrange(100_000, 3_000_000) for _ in range(steps))
     capacity = max(int((sum(gap.nbytes for gap in gaps) + max(base)) * share), max(base))
     return ResidencyProblem(durations, tuple(base), tuple(gaps), capacity, 1.2e9, 1.0e9, periodic=True)
+
+
+@pytest.mark.parametrize("engine", ["highs", "glop"])
+def test_other_capacities_one_after_another_are_as_good_as_alone(engine: str) -> None:
+    problem = random_problem(steps=60, items=80, seed=3, share=0.5)
+    room = problem.capacity_nbytes - max(problem.base_nbytes)
+    relaxer = Relaxer(problem, engine=engine)
+    for share in (0.0, 0.3, 0.1, 0.6, -0.2, 0.3):  # below zero: more than the first had
+        capacity = problem.capacity_nbytes - int(share * room)
+        warm = relaxer.solve(capacity, time_limit_s=30)
+        cold = solve_residency(replace(problem, capacity_nbytes=capacity), engine=engine)
+        assert warm.status == cold.status == Status.OPTIMAL
+        assert warm.objective == pytest.approx(cold.objective, rel=1e-5)
+        assert warm.bound == pytest.approx(cold.bound, rel=1e-5)
+        assert warm.solution is not None
+        assert not check_residency(replace(problem, capacity_nbytes=capacity), warm.solution)
 
 
 def test_a_thousand_steps_are_fast() -> None:

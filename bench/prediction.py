@@ -1,0 +1,185 @@
+"""Predicted against measured: models, limits of memory, batches and lengths, each run under a hard limit.
+
+A plan says how long a pass takes before anything has run. Here is how far from the truth that is: the median over all
+cases of |predicted / measured - 1|. The box is measured anew at the beginning, into a cache of this benchmark's own.
+Beside each case stands what the error is made of: arithmetic alone and transfers alone, predicted and measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import MEMCAP, MIB, capped, model_folder, table
+
+if TYPE_CHECKING:
+    from tensorstow.ir.files import PlanFile
+    from tensorstow.modules import ModuleModel
+
+SHARES = (0.35, 0.5, 0.7, 0.9)
+"""Of the bytes of the weights: the budget of the plan beside the workspace that the pass takes anyway."""
+SHAPES = ((1, 1), (1, 128), (4, 64), (8, 256))
+LONG_TOKENS = 1024
+"""From so many on a pass takes seconds: two shares are enough, and fewer passes."""
+LONG_SHARES = (0.5, 0.9)
+SLACK = 1.05
+AIM = 0.06
+
+
+def _llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=8, vocab_size=16000))
+
+
+def _gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=8, n_head=16, vocab_size=16000))
+
+
+MODELS: dict[str, Callable[[], Any]] = {"llama-109m": _llama, "gpt2-118m": _gpt2}
+
+
+def directory(name: str) -> Path:
+    """The model, random, in fp32 shards; made once."""
+    folder = model_folder() / name
+    if not (folder / "config.json").exists():
+        import torch
+
+        torch.manual_seed(0)
+        MODELS[name]().save_pretrained(folder, max_shard_size="200MB")
+    return folder
+
+
+def make(model: ModuleModel, share: float, machine: Any, path: Path) -> tuple[PlanFile, float]:
+    """The plan for weights' bytes times `share`, above what the pass takes beside them, and the seconds it took."""
+    from tensorstow.ir.files import write_plan
+    from tensorstow.planner.instance import make_instance
+    from tensorstow.workflow import Request, make_plan
+
+    began = time.perf_counter()
+    tier = machine.units[0].tier
+    graph = model.parts(machine, looked_up=frozenset()).graph
+    workspace = make_instance(graph, machine.with_capacity({tier: 1 << 50})).workspace_nbytes
+    budget = int(share * graph.nbytes) + workspace + machine.tier[tier].reserve_nbytes
+    planned = make_plan(Request(model, machine.with_capacity({tier: budget})))
+    write_plan(planned.file, path)
+    return planned.file, time.perf_counter() - began
+
+
+def case(name: str, shape: tuple[int, int], share: float, file: PlanFile, path: Path) -> dict[str, Any]:
+    """One plan run under its promise and 5%."""
+    passes = 6 if shape[0] * shape[1] < LONG_TOKENS else 2
+    limit = int(file.promised_peak_nbytes * SLACK) // MIB + 1
+    run = [sys.executable, "-m", "tensorstow", "run", str(path), "--repeat", str(passes), "--json"]
+    kernel, said = capped(limit, run)
+    row: dict[str, Any] = {"model": name, "shape": shape, "share": share, "limit_mib": limit, "kernel": kernel}
+    ran = json.loads(said) if said else {"error": f"killed (rc {kernel['rc']})"}
+    if "error" in ran:
+        return row | {"failed": ran["error"]}
+    moved = file.plan.certificate.moved_nbytes
+    link = file.machine.link
+    io_s = sum(n / link[tuple(k.split("->"))].bytes_per_s for k, n in moved.items() if n)  # pyright: ignore
+    compute_s = 1e-9 * sum(step.duration_ns for step in file.plan.steps)
+    return row | {
+        "predicted_s": ran["predicted_s"],
+        "measured_s": ran["measured_s"],
+        "median_s": ran["median_s"],
+        "error": ran["predicted_s"] / ran["median_s"] - 1,
+        "compute_s": {"predicted": compute_s, "measured": ran["limit_s"]["compute"]},
+        "io_s": {"predicted": io_s, "measured": ran["limit_s"]["io"]},
+        "read_over_planned": ran["read_nbytes"] / len(ran["measured_s"]) / max(1, sum(moved.values())),
+        "peak_over_promised": ran["peak_rss_nbytes"] / ran["promised_peak_nbytes"],
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    head = [row["model"], "x".join(map(str, row["shape"])), f"{row['share']:.0%}"]
+    if "error" not in row:
+        return [*head, str(row["failed"])[:60], *[""] * 6]
+    return [
+        *head,
+        f"{row['predicted_s']:.3f}",
+        f"{row['median_s']:.3f}",
+        f"{100 * row['error']:+.1f}%",
+        *(f"{row[k]['predicted']:.3f}/{row[k]['measured']:.3f}" for k in ("compute_s", "io_s")),
+        f"{row['read_over_planned']:.3f}",
+        f"{row['peak_over_promised']:.3f}",
+    ]
+
+
+def _model_rows(name: str, shapes: Sequence[tuple[int, int]], shares: Sequence[float]) -> list[dict[str, Any]]:
+    from tensorstow.hosts import get_machine
+    from tensorstow.modules import module_from_entry, with_sizes
+
+    machine, folder = get_machine("host"), directory(name)
+    whole = module_from_entry(f"hf:{folder}", {})
+    rows: list[dict[str, Any]] = []
+    for batch, length in shapes:
+        model = with_sizes(whole, {"batch": batch, "length": length})
+        for share in [s for s in shares if batch * length < LONG_TOKENS or s in LONG_SHARES]:
+            path = model_folder() / f"{name}.{batch}x{length}.{100 * share:.0f}.plan.json"
+            file, plan_s = make(model, share, machine, path)
+            rows.append(case(name, (batch, length), share, file, path) | {"plan_s": plan_s})
+            print("  ".join(_cells(rows[-1])), f"  planned in {plan_s:.1f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def main(arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """The table; empty where there is no tool to set a limit with. `python -m bench.prediction --help` selects."""
+    parser = argparse.ArgumentParser(prog="python -m bench.prediction")
+    parser.add_argument("--models", default=",".join(MODELS), help="which, of these")
+    parser.add_argument("--shapes", default=",".join(f"{b}x{n}" for b, n in SHAPES), help="BATCHxLENGTH,...")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="of the bytes of the weights")
+    parser.add_argument("--keep", action="store_true", help="use what an earlier run has measured of the box")
+    given = parser.parse_args(arguments)
+    if not MEMCAP.exists():
+        print(f"prediction: skipped, {MEMCAP.name} is not at hand (set TENSORSTOW_MEMCAP)")
+        return {"rows": []}
+    shapes = [(int(b), int(n)) for b, n in (s.split("x") for s in given.shapes.split(","))]
+    names = given.models.split(",")
+    for name in names:
+        directory(name)
+    before, own = os.environ.get("TENSORSTOW_CACHE"), model_folder() / "prediction"
+    if not given.keep:
+        shutil.rmtree(own, ignore_errors=True)
+    (own / "bench").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if not (own / "bench" / name).exists():
+            (own / "bench" / name).symlink_to(directory(name))
+    os.environ["TENSORSTOW_CACHE"] = str(own)
+    try:
+        rows = [r for name in names for r in _model_rows(name, shapes, tuple(map(float, given.shares.split(","))))]
+    finally:
+        os.environ.pop("TENSORSTOW_CACHE") if before is None else os.environ.update(TENSORSTOW_CACHE=before)
+    columns = (
+        "model",
+        "input",
+        "memory",
+        "predicted s",
+        "measured s",
+        "error",
+        "compute p/m",
+        "io p/m",
+        "read",
+        "peak",
+    )
+    table("a pass predicted and measured (p/m), under a hard memory limit", columns, [_cells(r) for r in rows])
+    errors = [abs(r["error"]) for r in rows if "error" in r]
+    median = statistics.median(errors) if errors else None
+    print(f"median error {100 * (median or 0):.1f}% over {len(errors)} cases (aim: {100 * AIM:.0f}%)")
+    return {"rows": rows, "median_error": median}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""`tensorstow experts` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import report
+from .cli_options import Json, Seed, app
+
+
+@app.command()
+def experts(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE.npz", help="Expert ids [tokens, layers, top_k] as 'experts'.")
+    ],
+    count: Annotated[int, typer.Option("--experts", metavar="E", help="Experts of a layer.")],
+    cache: Annotated[str, typer.Option(metavar="C[,C...]", help="Experts that a layer's cache holds; or sizes.")],
+    policies: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Which; default: all that the trace allows.")
+    ] = None,
+    warm_prompts: Annotated[
+        int, typer.Option("--warm-prompts", metavar="N", min=0, help="First prompts that are not counted.")
+    ] = 0,
+    cold: Annotated[bool, typer.Option("--cold", help="Empty the caches before each prompt.")] = False,
+    window: Annotated[str | None, typer.Option(metavar="M,M,...", help="Tokens of the windows of SRP and SCH.")] = None,
+    load_ms: Annotated[
+        float | None, typer.Option("--load-ms", metavar="MS", help="A load's time: also replay with time.")
+    ] = None,
+    layer_ms: Annotated[float, typer.Option("--layer-ms", metavar="MS", help="A layer's time, for --load-ms.")] = 0.15,
+    timed: Annotated[
+        int, typer.Option("--timed-tokens", metavar="N", min=1, help="Last tokens, which --load-ms counts.")
+    ] = 400,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Analyse a routing trace: hit rates of caching policies, and how near they are to the best possible."""
+    from .experts import analyse, print_analysis
+    from .planner.experts.stall import LinkModel
+
+    found = analyse(
+        trace,
+        experts=count,
+        caches=cache,
+        policies=policies,
+        warm_prompts=warm_prompts,
+        cold=cold,
+        windows=window,
+        seed=seed,
+        progress=report.progress,
+        link=None if load_ms is None else LinkModel(load_ms, layer_ms),
+        stall_tokens=timed,
+    )
+    report.done()
+    if as_json:
+        report.print_json(found.facts())
+    else:
+        print_analysis(found, report.out)

@@ -1,0 +1,213 @@
+"""Training steps in the workflow: captured, lowered, and placed as the machine's memory asks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .hosts import Progress, require_host, runs_here, silent
+from .ir.errors import InfeasibleError, InputError
+from .ir.files import PlanFile
+from .ir.machine import Machine
+from .ir.program import ModelSource, TrainingProgram
+from .models import Lowered, Model
+from .modules import ModuleModel, module_from_entry, with_times
+from .planner.entry import HF
+
+if TYPE_CHECKING:
+    from .planner.training import Scope, StepLowered, TrainingLowered
+    from .runtime.training.executor import TrainingExecutor
+    from .runtime.training.joint import Joint
+
+
+@dataclass(frozen=True)
+class TrainingModel:
+    """A module as it is trained. `loss` makes a scalar of what the module returns; by default see
+    `runtime.training.losses.loss_of`. With
+    `optimizer` (of torch.optim, over the module's parameters) its update is part of the step. Captured once."""
+
+    model: ModuleModel
+    loss: Callable[[Any], Any] | None = None
+    optimizer: Any = None
+    _known: dict[Any, Any] = field(default_factory=dict[Any, Any], compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The module's."""
+        return self.model.name
+
+    def joint(self, progress: Progress = silent) -> Joint:
+        """Forward and backward as one graph."""
+        from .runtime.training.joint import capture_joint
+        from .runtime.training.losses import loss_of
+
+        if "joint" not in self._known:
+            progress(f"tracing {self.name}", 0.0)
+            model = self.model
+            joint = capture_joint(model.module, model.args, model.kwargs, self.loss or loss_of)
+            self._known["joint"] = _one_loss(joint, self.name)
+        return self._known["joint"]
+
+    def step(self, progress: Progress = silent) -> StepLowered:
+        """The operators of a step, by formulas."""
+        from .planner.training import lower_joint, with_updates
+        from .planner.training.optimizer import optimizer_calls
+
+        if "step" not in self._known:
+            found = lower_joint(self.joint(progress), name=self.name)
+            if self.optimizer is not None:
+                found = with_updates(found, optimizer_calls(self.optimizer, self.model.module))
+            self._known["step"] = found
+        return self._known["step"]
+
+    def timed(self, machine: Machine, progress: Progress) -> StepLowered:
+        """With measured times of operators, if the machine is this box."""
+        step = self.step(progress)
+        if not runs_here(machine):
+            return step
+        if "measured" not in self._known:
+            operators = with_times(step.operators, machine, progress)
+            self._known["measured"] = replace(step, operators=operators)
+        return self._known["measured"]
+
+    def lower(self, machine: Machine, mode: str, progress: Progress = silent) -> Lowered:
+        """What is planned of a step: as much kept in memory as the machine's budget allows."""
+        assert mode == "training", "made for it"
+        found = self._chosen(self.timed(machine, progress), machine)
+        return Lowered(found.graph, training=replace(found.program, entry=self.model.entry))
+
+    def _chosen(self, step: StepLowered, machine: Machine) -> TrainingLowered:
+        """What is placed beside activations on `machine`, as little as goes.
+
+        States of the optimizer are kept in memory where the whole step fits beside them; else they are placed, and the
+        plan decides. Parameters are placed where nothing else goes: what runs a step finds them in memory.
+        """
+        from .planner.instance import make_instance
+        from .planner.training import ALL, KEPT, STATES
+
+        for scope in (KEPT, STATES) if step.optimizer is not None else (STATES,):
+            found = self._placed(step, scope, machine)
+            try:
+                posed = make_instance(found.graph, machine, mode="training")
+            except InfeasibleError:
+                continue
+            if scope is STATES or posed.peak_of_all() <= posed.capacity_nbytes:
+                return found
+        return self._placed(step, ALL, machine)
+
+    def _placed(self, step: StepLowered, scope: Scope, machine: Machine) -> TrainingLowered:
+        """What a plan is made of; states that are placed are split, so that they pass through a small window."""
+        from .planner.training import placed
+        from .planner.training.optimizer import split_updates, window_nbytes, with_update_times
+
+        joint = self.joint()
+        if scope.states:
+            step = split_updates(step, window_nbytes(machine))
+        if runs_here(machine):
+            step = with_update_times(step, self._update_ns)
+        return placed(step, scope, key=joint.key, other_nbytes=_untouched_nbytes(self.model.module, joint))
+
+    def _update_ns(self, kind: str, options: dict[str, Any], dtype: str, elements: int) -> int:
+        """Nanoseconds of an update here; each form is measured once."""
+        from .runtime.training.update_calls import update_ns
+
+        form = kind, json.dumps(options, sort_keys=True), dtype, elements
+        if form not in self._known:
+            self._known[form] = update_ns(kind, options, dtype, elements)
+        return self._known[form]
+
+    def source(self) -> ModelSource | None:
+        """The files that the module came from."""
+        return self.model.source()
+
+    def smallest_budget(self, machine: Machine) -> int:
+        """What the hungriest operator needs with all placed that can be, beside what is kept, and the reserve."""
+        from .planner.instance import make_instance
+        from .planner.training import ALL
+
+        tier = machine.units[0].tier
+        graph = self._placed(self.step(), ALL, machine).graph
+        whole = make_instance(graph, machine.with_capacity({tier: 1 << 60}), mode="training")
+        return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + machine.tier[tier].reserve_nbytes
+
+
+def _one_loss(joint: Joint, name: str) -> Joint:
+    """`joint`, if it ends in one number."""
+    outputs = joint.outputs[: joint.forward_outputs]
+    own = [n for i, n in enumerate(outputs) if i not in joint.updates]
+    shapes = [tuple(n.meta["val"].shape) if n is not None else None for n in own]
+    if len(own) != 1 or shapes[0] is None or any(size != 1 for size in shapes[0]):
+        found = f"{len(own)} tensors" if len(own) != 1 else f"a tensor of shape {list(shapes[0] or ())}"
+        raise InputError(
+            f"'{name}' returns {found} where a training step needs its loss, one number; give loss=, a function of "
+            "what the module returns"
+        )
+    return joint
+
+
+def _untouched_nbytes(module: Any, joint: Joint) -> int:
+    """Bytes of parameters and buffers that the step does not touch: they are in memory, too."""
+    touched = {n for p in joint.placeholders for n in p.names if p.kind in ("parameter", "buffer")}
+    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    seen = {id(t) for n, t in held if n in touched}
+    rest = {id(t): t for _, t in held if id(t) not in seen}
+    return sum(t.numel() * t.element_size() for t in rest.values())
+
+
+def training_model(model: Model, *, loss: Callable[[Any], Any] | None = None, optimizer: Any = None) -> TrainingModel:
+    """A model to be trained. Raises InputError for one that is no PyTorch module."""
+    if not isinstance(model, ModuleModel):
+        raise InputError(f"mode 'training' is not available for {model.name}: it holds inference only")
+    if model.entry is not None and model.entry.startswith(HF):
+        from .planner.training.hf_labels import with_labels
+
+        model.module.train()
+        model = replace(model, kwargs=with_labels(model.module, model.kwargs))
+    loss = loss if loss is not None else model.loss
+    optimizer = optimizer if optimizer is not None else model.optimizer
+    return TrainingModel(model, loss, optimizer)
+
+
+def remember(file: PlanFile, model: Model) -> PlanFile:
+    """`file`, which from now on knows the live loss and optimizer that it was planned with, for `apply_training`: a
+    plan is data, and they are none. What is written to a file and read again does not know them."""
+    if isinstance(model, TrainingModel):
+        vars(file)[_LIVE] = (model.loss, model.optimizer)  # beside its fields, as functools.cached_property does
+    return file
+
+
+_LIVE = "_planned_with"
+
+
+def apply_training(
+    file: PlanFile, model: Any, *, loss: Callable[[Any], Any] | None, optimizer: Any, threads: int | None
+) -> TrainingExecutor:
+    """What runs the training step `file`: on the module given, or on the one that its entry makes.
+
+    Without `loss` and `optimizer` those that it was planned with, where this process planned it, or those of its
+    entry. Raises PlanMismatchError and InputError where plan, module and optimizer do not belong together.
+    """
+    from .runtime.training.executor import TrainingExecutor
+
+    program = file.training
+    assert program is not None
+    require_host(file.machine)
+    known = vars(file).get(_LIVE, (None, None))
+    if model is None or isinstance(model, (str, os.PathLike)):
+        made = _remade(program, file, None if model is None else os.fspath(model))
+        model, known = made.model.module, (made.loss, made.optimizer)
+    loss, optimizer = loss if loss is not None else known[0], optimizer if optimizer is not None else known[1]
+    return TrainingExecutor(file, model, loss=loss, optimizer=optimizer, threads=threads)
+
+
+def _remade(program: TrainingProgram, file: PlanFile, moved: str | None) -> TrainingModel:
+    """The model that the plan's entry makes, or that of the file or folder that has moved."""
+    if program.entry is None or file.source is None:
+        raise InputError("the plan is for a module in memory: give it, as ts.apply(plan, module)")
+    entry = program.entry
+    if moved is not None:
+        entry = f"{HF}{moved}" if entry.startswith(HF) else f"{moved}:{entry.rpartition(':')[2]}"
+    return training_model(module_from_entry(entry, file.source.dims))
