@@ -17,6 +17,7 @@ that it is slower.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import ClassVar
@@ -38,7 +39,7 @@ from .recompute_resident import first_resident
 from .recompute_score import WINDOWS, order_problem
 from .recompute_trials import Trial, Trials
 from .stow import Stow
-from .strategies import Effort, register
+from .strategies import Effort, Strategy, register
 
 WEAKEST = (0.2, 0.8)
 """Shares of the links' rates and of the capacity of that one."""
@@ -66,7 +67,7 @@ class StowRecompute:
     """The best of `stow` without recomputation and on orders with it.
 
     `windows`: of the joint program (0: it is not asked). `deepened`: the share of the time left to the whole search of
-    `stow` over the best orders; `published`: to published strategies and to the plan without recomputation.
+    `stow` over the best orders; `published`: to published strategies, and to the plan without recomputation.
     """
 
     name: ClassVar[str] = "stow-recompute"
@@ -109,13 +110,14 @@ class _Search:
         deep_s = others_s + self.options.deepened * self.effort.time_limit_s
         alone_ns = self._bound_without()
         trials.without_transfers(chain(segmentations(flow), minimum_cuts(flow), knapsacks(flow)))
+        self._of_published((Memo(), Capuchin()), others_s / 2)
         if alone_ns < min(trials.best_ns, NEAR * sum(instance.durations_ns)):
             self._plan(frozenset(), others_s)
         if not self._of_joint_program(deep_s):
             self._of_cuts(deep_s)
         self._between(deep_s)
         self._deepen(others_s)
-        self._of_published()
+        self._of_published((Checkmate(),), trials.left_s / 3)
         if trials.best_ns > alone_ns and not trials.settled and trials.left_s > 0:
             trials.run(Stow(), instance, trials.left_s)
         self._between(0.0)
@@ -231,11 +233,11 @@ class _Search:
             if trials.left_s > until_s and not trials.settled:
                 trials.attempt(trial, until_s)
 
-    def _of_published(self) -> None:
-        """What others would do here with transfers, where it may be faster than the best."""
-        for strategy in (Memo(), Capuchin(), Checkmate()):
+    def _of_published(self, others: Sequence[Strategy], limit_s: float) -> None:
+        """What others would do here with transfers, each in this time, where it may be faster than the best."""
+        for strategy in others:
             if self.trials.left_s > 0 and not self.trials.settled:
-                self.trials.run(strategy, self.instance, self.trials.left_s / 3)
+                self.trials.run(strategy, self.instance, limit_s)
 
     def _bound_without(self) -> float:
         """Nanoseconds that no plan without recomputation takes less than."""

@@ -20,7 +20,7 @@ SCORED_MARGIN = (0.9, 0.94)
 """Shares of the links' rates and of the capacity with which an order is scored."""
 HIDDEN = 1.001
 """A plan that takes no longer than this many times its calls has nothing more to hide."""
-PROMISING = 1.1
+PROMISING = 1.5
 """An order whose first plan is slower than this many times the best one is not planned by other fractions."""
 TRIES = 3
 """How many cuts a quick plan tries, and how many roundings of the best. Of some thirty orders of training steps, the
@@ -103,8 +103,8 @@ class Trials:
         return Trial(chosen, posed, compute, expected)
 
     def attempt(self, trial: Trial, until_s: float) -> None:
-        """Plan an order quickly, once: without transfers if it can be, else by the residency program's fractions, and
-        where waits remain, by those of a coarse one, which are others; a long order by the latter alone."""
+        """Plan an order quickly, once: without transfers if it can be, else by a coarse program's fractions, and where
+        waits remain, by those of the whole one, which are others; a long order by the former alone."""
         if trial.tried or trial.compute_ns >= self.best_ns:
             return
         if trial.expected_ns >= self.best_ns:  # at a margin; without one it may still be better
@@ -118,19 +118,20 @@ class Trials:
         if plan is not None:
             return
         others_ns = self.best_ns
-        if posed.steps <= FINE_STEPS:
-            self._take(trial, self._quickly(posed, limit_s))
-            if trial.hidden or posed.steps < COARSE_STEPS or trial.simulated_ns > PROMISING * others_ns:
+        if posed.steps >= COARSE_STEPS:
+            relax_coarsely(posed, time_limit_s=limit_s / 2)
+            fine = posed.steps <= FINE_STEPS
+            self._take(trial, self._quickly(posed, limit_s, tries=1 if fine else TRIES))
+            if trial.hidden or not fine or (PROMISING * others_ns < trial.simulated_ns < float("inf")):
                 return
-            posed = posed.reordered(posed.order)  # it has not seen the fine answer
+            posed = posed.reordered(posed.order)  # it has not seen the coarse answer
         limit_s = self.left_s - until_s
         if limit_s > 0:
-            relax_coarsely(posed, time_limit_s=limit_s / 2)
-            self._take(trial, self._quickly(posed, limit_s))
+            self._take(trial, self._quickly(posed, limit_s, tries=TRIES))
 
-    def _quickly(self, posed: Instance, limit_s: float) -> Plan | None:
+    def _quickly(self, posed: Instance, limit_s: float, *, tries: int) -> Plan | None:
         quick_s = QUICK_SHARE * self.effort.time_limit_s
-        return quick_plan(posed, self.name, time_s=quick_s, most_s=limit_s, seed=self.effort.seed)
+        return quick_plan(posed, self.name, time_s=quick_s, most_s=limit_s, seed=self.effort.seed, tries=tries)
 
     def _take(self, trial: Trial, plan: Plan | None) -> None:
         if plan is not None:
@@ -171,7 +172,9 @@ class Trials:
                 return
 
 
-def quick_plan(instance: Instance, name: str, *, time_s: float, most_s: float, seed: int) -> Plan | None:
+def quick_plan(
+    instance: Instance, name: str, *, time_s: float, most_s: float, seed: int, tries: int = TRIES
+) -> Plan | None:
     """A plan of the instance's order by the few likeliest cuts of stow's search; None where there is none in `most_s`.
 
     It ends with the first that hides all transfers, and begins nothing once it has a plan and `time_s` are over.
@@ -183,7 +186,7 @@ def quick_plan(instance: Instance, name: str, *, time_s: float, most_s: float, s
     def enough() -> bool:
         return search.best is not None and search.best.certificate.simulated_s <= enough_s
 
-    none, *some = search.cuts()[:TRIES] or [0]
+    none, *some = search.cuts()[:tries] or [0]
     # To leave half of the largest item's bytes is right more often than to leave none.
     for cut in (*some[:1], none, *some[1:]):
         if not enough():
@@ -192,5 +195,5 @@ def quick_plan(instance: Instance, name: str, *, time_s: float, most_s: float, s
         search.insist()
     for cut in search.best_cuts(1):
         if not enough():
-            search.try_cut(cut, roundings=TRIES)
+            search.try_cut(cut, roundings=tries)
     return search.best

@@ -43,7 +43,7 @@ def get_machine(name: str, *, progress: Progress = silent) -> Machine:
 
 def _cuda_machine(progress: Progress) -> Machine:
     from .ir.profiles import write_machine
-    from .runtime import calibrate_cuda as cuda
+    from .runtime import torch_calibrate as cuda
     from .runtime.calibrate import host_fingerprint
     from .runtime.module.devices import no_cuda
 
@@ -67,7 +67,7 @@ def runs_here(machine: Machine) -> bool:
 
     computes_from = machine.tier[machine.units[0].tier].kind
     if computes_from is TierKind.HBM and machine.fingerprint is not None:
-        from .runtime.calibrate_cuda import cuda_fingerprint
+        from .runtime.torch_calibrate import cuda_fingerprint
 
         return machine.fingerprint == cuda_fingerprint(host_fingerprint())
     return computes_from is TierKind.DRAM and machine.fingerprint == host_fingerprint()

@@ -16,7 +16,7 @@ from tensorstow.execute import run_plan
 from tensorstow.ir.errors import InputError, PlanMismatchError
 from tensorstow.ir.files import read_plan, write_plan
 from tensorstow.ir.machine import Machine, TierKind
-from tensorstow.runtime import calibrate, calibrate_cuda
+from tensorstow.runtime import calibrate, torch_calibrate
 from tensorstow.runtime.module import devices, executor
 from tests.conftest import Cli
 
@@ -58,9 +58,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[devices.FakeDe
         made.append(devices.FakeDevice(machine.tier[unit.tier].capacity_nbytes))
         return made[-1]
 
-    monkeypatch.setattr(calibrate_cuda, "cuda_fingerprint", lambda host: f"cuda of {host}")
-    monkeypatch.setattr(calibrate_cuda, "CudaProbe", Fake)
-    monkeypatch.setattr(calibrate_cuda, "cuda_profile_path", lambda: tmp_path / "cuda.toml")
+    monkeypatch.setattr(torch_calibrate, "cuda_fingerprint", lambda host: f"cuda of {host}")
+    monkeypatch.setattr(torch_calibrate, "CudaProbe", Fake)
+    monkeypatch.setattr(torch_calibrate, "cuda_profile_path", lambda: tmp_path / "cuda.toml")
     monkeypatch.setattr(devices, "device_for", device_for)
     monkeypatch.setattr(executor, "device_for", device_for)
     monkeypatch.setattr(workflow, "measure_fixed", lambda file: 12345)
@@ -128,9 +128,9 @@ def test_without_a_device_it_is_refused(cli: Cli, tmp_path: Path) -> None:
 @without_cuda
 def test_a_plan_that_was_made_elsewhere_is_refused(cli: Cli, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate_cuda, "cuda_fingerprint", lambda host: "made there")
-        patch.setattr(calibrate_cuda, "cuda_profile_path", lambda: tmp_path / "cuda.toml")
-        patch.setattr(calibrate_cuda, "CudaProbe", Fake)
+        patch.setattr(torch_calibrate, "cuda_fingerprint", lambda host: "made there")
+        patch.setattr(torch_calibrate, "cuda_profile_path", lambda: tmp_path / "cuda.toml")
+        patch.setattr(torch_calibrate, "CudaProbe", Fake)
         patch.setattr(workflow, "measure_fixed", lambda file: 1)
         script = tmp_path / "nets.py"
         script.write_text(CALLABLE)

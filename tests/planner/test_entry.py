@@ -105,7 +105,7 @@ def test_callables_are_found_and_called() -> None:
     ("body", "words"),
     [
         ("def f(): return 3", r"'bad.py:f' returned int; it must return \(module, example_inputs\)"),
-        ("def f(): return (1, 2, 3, 4)", "returned a tuple of 4"),
+        ("def f(): return (1, 2, 3, 4, 5)", "returned a tuple of 5"),
         ("def f(): return 'net', ()", r"returned a str where the torch.nn.Module should be"),
         ("def f():\n    return torch.nn.ReLU(), 5", "example inputs are int; give a tensor, a tuple of arguments"),
         ("def f():\n    return torch.nn.ReLU(), {1: 2}", "have the key 1, which is no name"),

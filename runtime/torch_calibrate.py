@@ -76,23 +76,23 @@ def calibrate_cuda(
 
     The processor's unit is left out: what is planned for this machine computes on the device.
     """
-    probe = probe or CudaProbe()
-    tell = progress or (lambda what, part: None)
+    found: Probe = probe or CudaProbe()
+    tell = progress or _silent
     tell("CUDA copies", 0.0)
-    inward, outward = (_rate(COPIED_NBYTES, probe, inward=way) for way in (True, False))
-    latency = (_copied(probe, 4096, inward=True), _copied(probe, 4096, inward=False))
+    inward, outward = (_rate(COPIED_NBYTES, found, inward=way) for way in (True, False))
+    latency = (_copied(found, 4096, inward=True), _copied(found, 4096, inward=False))
     tell("CUDA arithmetic", 0.5)
-    flops = {dtype: 2 * SIDE**3 / _median(lambda d=dtype: probe.product_s(SIDE, d)) for dtype in DTYPES}
+    flops = {dtype: 2 * SIDE**3 / _median(lambda d=dtype: found.product_s(SIDE, d)) for dtype in DTYPES}
     unit = Unit(
         "gpu",
         "hbm",
         flops_per_s=tuple(sorted(flops.items())),
-        bytes_per_s=2 * COPIED_NBYTES / _median(lambda: probe.move_s(COPIED_NBYTES)),
-        launch_s=_median(probe.launch_s),
-        source=f"PyTorch {torch.__version__} on {probe.name}: products of {SIDE} x {SIDE}, a copy within the device",
+        bytes_per_s=2 * COPIED_NBYTES / _median(lambda: found.move_s(COPIED_NBYTES)),
+        launch_s=_median(found.launch_s),
+        source=f"PyTorch {torch.__version__} on {found.name}: products of {SIDE} x {SIDE}, a copy within the device",
     )
     how = f"measured with pinned memory, {COPIED_NBYTES >> 20} MiB at once"
-    hbm = Tier("hbm", TierKind.HBM, probe.free_nbytes(), alignment=ALIGNMENT, source="free when it was measured")
+    hbm = Tier("hbm", TierKind.HBM, found.free_nbytes(), alignment=ALIGNMENT, source="free when it was measured")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return replace(
         host,
@@ -105,8 +105,12 @@ def calibrate_cuda(
         ),
         units=(unit,),
         fingerprint=fingerprint,
-        measured=f"{now} on {probe.name}; the host: {host.measured}",
+        measured=f"{now} on {found.name}; the host: {host.measured}",
     )
+
+
+def _silent(what: str, part: float) -> None:
+    """Progress that nobody watches."""
 
 
 def _rate(nbytes: int, probe: Probe, *, inward: bool) -> float:
