@@ -84,7 +84,8 @@ def case(name: str, passes: int, rows: int) -> dict[str, Any]:
                 if number >= 20:
                     found[kind].append(taken * 1e-3)
     eager_us, planned_us = (statistics.quantiles(found[k], n=4)[0] for k in ("eager", "planned"))
-    planned.tensorstow.close()
+    executor: Any = planned.tensorstow
+    executor.close()
     return {
         "model": name,
         "operators": operators,

@@ -37,7 +37,7 @@ AIM = 0.06
 def _llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+    shape: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
     return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=8, vocab_size=16000))
 
 
@@ -84,7 +84,7 @@ def case(name: str, shape: tuple[int, int], share: float, file: PlanFile, path: 
     run = [sys.executable, "-m", "tensorstow", "run", str(path), "--repeat", str(passes), "--json"]
     kernel, said = capped(limit, run)
     row: dict[str, Any] = {"model": name, "shape": shape, "share": share, "limit_mib": limit, "kernel": kernel}
-    ran = json.loads(said) if said else {"error": f"killed (rc {kernel['rc']})"}
+    ran: dict[str, Any] = json.loads(said) if said else {"error": f"killed (rc {kernel['rc']})"}
     if "error" in ran:
         return row | {"failed": ran["error"]}
     moved = file.plan.certificate.moved_nbytes

@@ -42,8 +42,8 @@ def land(
 
     Ranges [low, high) become free at `free_ns`, infinite for those that never do; other addresses are free. The
     base at which the load is complete first is taken, all that are by `due_ns` being equal in this; among those the one
-    that is wholly free first, all that are by `start_ns` being equal in this; among those `rule` decides. Completions half a
-    nanosecond apart are equal: the simulator counts in whole ones. (-1, inf): nowhere.
+    that is wholly free first, all that are by `start_ns` being equal in this; among those `rule` decides. Completions
+    half a nanosecond apart are equal: the simulator counts in whole ones. (-1, inf): nowhere.
     """
     base, done = _compiled()(
         low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, bytes_per_ns, rule, pointer

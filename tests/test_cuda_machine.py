@@ -47,6 +47,20 @@ class Fake:
         return 5e-6
 
 
+def _fingerprint(host: str) -> str:
+    return f"cuda of {host}"
+
+
+def _fingerprint_elsewhere(host: str) -> str:
+    del host
+    return "made there"
+
+
+def _fixed_part(file: object) -> int:
+    del file
+    return 12345
+
+
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[devices.FakeDevice]:
     """As if this box had a CUDA device; the fakes that were made."""
@@ -58,12 +72,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[devices.FakeDe
         made.append(devices.FakeDevice(machine.tier[unit.tier].capacity_nbytes))
         return made[-1]
 
-    monkeypatch.setattr(torch_calibrate, "cuda_fingerprint", lambda host: f"cuda of {host}")
+    monkeypatch.setattr(torch_calibrate, "cuda_fingerprint", _fingerprint)
     monkeypatch.setattr(torch_calibrate, "CudaProbe", Fake)
     monkeypatch.setattr(torch_calibrate, "cuda_profile_path", lambda: tmp_path / "cuda.toml")
     monkeypatch.setattr(devices, "device_for", device_for)
     monkeypatch.setattr(executor, "device_for", device_for)
-    monkeypatch.setattr(workflow, "measure_fixed", lambda file: 12345)
+    monkeypatch.setattr(workflow, "measure_fixed", _fixed_part)
     return made
 
 
@@ -128,10 +142,10 @@ def test_without_a_device_it_is_refused(cli: Cli, tmp_path: Path) -> None:
 @without_cuda
 def test_a_plan_that_was_made_elsewhere_is_refused(cli: Cli, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_calibrate, "cuda_fingerprint", lambda host: "made there")
+        patch.setattr(torch_calibrate, "cuda_fingerprint", _fingerprint_elsewhere)
         patch.setattr(torch_calibrate, "cuda_profile_path", lambda: tmp_path / "cuda.toml")
         patch.setattr(torch_calibrate, "CudaProbe", Fake)
-        patch.setattr(workflow, "measure_fixed", lambda file: 1)
+        patch.setattr(workflow, "measure_fixed", _fixed_part)
         script = tmp_path / "nets.py"
         script.write_text(CALLABLE)
         machine = ts.Machine.load("cuda", hbm="900KiB", dram="1GiB")

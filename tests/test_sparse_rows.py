@@ -29,8 +29,9 @@ def relu(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **sizes, word_embed_proj_dim=128, vocab_size=256, max_position_embeddings=64, activation_function="relu"
         )
     )
-    for layer in model.model.decoder.layers:
-        torch.nn.init.constant_(layer.fc1.bias, -0.3)
+    for name, value in model.named_parameters():
+        if name.endswith("fc1.bias"):
+            torch.nn.init.constant_(value, -0.3)
     model.save_pretrained(folder)
     return folder
 

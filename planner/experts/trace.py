@@ -94,7 +94,7 @@ class Trace:
         layer = int(np.argmax(least))
         if capacity >= int(least[layer]):
             return
-        have, need = (f"{capacity} experts", f"{least[layer]}")
+        have, need = f"{capacity} experts", f"{least[layer]} experts"
         if self.sizes is not None:
             have, need = format_size(capacity), format_size(int(least[layer]))
         nbytes = None if self.sizes is None else int(least[layer])

@@ -225,6 +225,11 @@ class _Section:
         """What is read, the call, and what becomes of its results."""
         if call.advance:
             self.lines.append(_Line(f"advance({t})"))
+        for key, offset in call.places.items():  # what has moved since, and what was cut from it, is stale
+            name = self.writer.name(key)
+            if self.alive.get(name, offset) != offset:
+                self._forget_views_of(name)
+                del self.alive[name]
         if call.update is not None:
             self._update(t, call, call.update)
             return
