@@ -37,8 +37,8 @@ AIM = 0.06
 def _llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
-    return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=8, vocab_size=16000))
+    shape: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=16, num_key_value_heads=8, vocab_size=16000))
 
 
 def _gpt2() -> Any:

@@ -148,3 +148,37 @@ def _real(argument: Any) -> Any:
     fake = argument.meta["val"]
     real = torch.zeros(fake.untyped_storage().nbytes(), dtype=torch.uint8).view(fake.dtype)
     return real.as_strided(fake.shape, fake.stride(), fake.storage_offset())
+
+
+class _TwoUses(nn.Module):
+    """One view of an activation, read by two operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(1, 2, 8))
+
+    def forward(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        flat = torch.sigmoid(x * self.scale).view(-1)
+        return (flat * a).sum() + (flat * b).sum()
+
+
+def test_a_view_is_cut_anew_where_its_base_has_moved() -> None:
+    module = _TwoUses()
+    x, a, b = torch.randn(4, 8), torch.randn(32), torch.randn(32)
+    joint = capture_joint(module, (x, a, b))
+    node = next(n.name for n in joint.module.graph.nodes if n.name.startswith("sigmoid") and n.op == "call_function")
+    ops = [n for n in names(joint) if not n.startswith(("view", "detach", "expand"))]
+    (first, second) = (n.name for n in joint.module.graph.nodes if "mul" in n.name and _reads_view(n))
+    place = {op: {(node, 0): 0} for op in (node, first)} | {second: {(node, 0): 64}}
+    turn = ops.index(second) + 3  # behind its sum and the addition of both
+    calls = [Call(op, place.get(op, {})) for op in ops]
+    calls.insert(turn, Call("turn"))
+    moved = torch.full((4, 8), 3.0)
+    code = emit(joint, calls, turn, lambda key, offset: moved if (key, offset) == ((node, 0), 64) else nothing(), {})
+    values = {"scale": module.scale.detach(), "args[0]": x, "args[1]": a, "args[2]": b}
+    (loss, *_), _ = code.forward([values[p.names[0]] for p in joint.primals])
+    assert torch.equal(loss, (torch.sigmoid(x * module.scale).view(-1) * a).sum() + (moved.view(-1) * b).sum())
+
+
+def _reads_view(node: Any) -> bool:
+    return node.op == "call_function" and any("view" in getattr(a, "name", "") for a in node.args)
