@@ -18,7 +18,7 @@ from tensorstow.planner.published.capuchin import Capuchin
 from tensorstow.planner.published.checkpointing import CheckpointMinCut, CheckpointSqrt
 from tensorstow.planner.published.memo import Memo
 from tensorstow.planner.published.torch_knapsack import TorchKnapsack
-from tensorstow.planner.recompute import Reached, StowRecompute, next_strength
+from tensorstow.planner.recompute import StowRecompute
 from tensorstow.planner.recompute_bound import flow_of, recompute_bound
 from tensorstow.planner.recompute_orders import recompute_order, repeatable
 from tensorstow.planner.strategies import Effort, Strategy
@@ -141,15 +141,3 @@ def test_a_plan_comes_early() -> None:
     instance: Instance = make_instance(graph, cramped(graph, 0.8, 3e7), mode="training")
     plan = StowRecompute().plan(instance, Effort(time_limit_s=1.0))
     assert not check(plan, graph, instance.machine)
-
-
-def test_where_the_joint_program_is_asked_next() -> None:
-    waits, hidden = Reached(2.0, False), Reached(1.0, True)
-    assert next_strength({}) == 0.5
-    assert next_strength({0.5: hidden}) == 0.0
-    assert next_strength({0.5: waits}) == 0.75
-    assert next_strength({0.5: waits, 0.75: waits}) == 0.875
-    assert next_strength({0.5: hidden, 0.0: waits}) == 0.25
-    assert next_strength({0.5: hidden, 0.25: hidden, 0.0: waits}) == 0.125
-    near = {0.5: hidden, 0.5 - 1 / 128: waits}
-    assert next_strength({**near, 1.0: waits, 0.0: waits}) == 0.75  # the farther neighbour of the best
