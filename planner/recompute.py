@@ -8,8 +8,8 @@ them leaves a plan for this one the room that it needs. Where it has no answer i
 rising prices of memory, as many of their operators as a quick residency program likes best (`recompute_score`).
 
 The simulator has the last word. The portfolio holds what is published, too: checkpointed segments, minimum cuts,
-PyTorch's knapsack, MEMO, Capuchin, Checkmate; and the plan without recomputation, unless a bound of its order proves that
-it is slower.
+PyTorch's knapsack, MEMO, Capuchin, Checkmate; and the plan without recomputation, unless a bound of its order proves
+that it is slower.
 """
 
 from __future__ import annotations
