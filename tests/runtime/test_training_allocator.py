@@ -600,7 +600,7 @@ def test_after_a_fork_both_go_on() -> None:
                 a, b = torch.ones(n // 4), torch.ones(n // 4)
                 assert a.data_ptr() == region.begin and float((a + b).sum()) == n / 2
             script.leave()
-        for _ in range(20):
+        for _ in range(8):
             child = os.fork()
             if child == 0:
                 try:
