@@ -17,6 +17,8 @@ NAMES = (
     "prediction",
     "overhead",
     "training",
+    "training_plans",
+    "optimizer",
     "planning",
     "gaps",
     "conformance",

@@ -35,14 +35,18 @@ NO_ARCHIVE = (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError,
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run measured, beside what its plan promised. Seconds are per pass; bytes are those of the passes alone."""
+    """What a run measured, beside what its plan promised. Seconds are per pass; bytes are those of the passes alone.
+
+    `compute_s` and `io_s` are the controls; of a training step the first is the plain step, where it was verified, and
+    there is no second.
+    """
 
     file: PlanFile
     load_s: float
     load_nbytes: int
     measured_s: tuple[float, ...]
-    compute_s: float
-    io_s: float
+    compute_s: float | None
+    io_s: float | None
     peak_rss_nbytes: int
     read_nbytes: int
     written_nbytes: int
@@ -94,6 +98,8 @@ def run_plan(
     from .runtime.memory import peak_rss_nbytes
 
     file = read_runnable(plan_path)
+    if file.training is not None:
+        return _run_training(file, model, input_path, output_path, repeat, verify, threads, trace, progress)
     if verify:
         from .verify import require_memory
 
@@ -129,6 +135,25 @@ def run_plan(
         verified=verified,
         events=events,
     )
+
+
+def _run_training(
+    file: PlanFile,
+    model: Path | None,
+    input_path: Path | None,
+    output_path: Path | None,
+    repeat: int,
+    verify: bool,
+    threads: int | None,
+    trace: bool,
+    progress: Progress,
+) -> RunReport:
+    from .training_runs import run_training
+
+    for given, option in ((input_path, "--input"), (output_path, "--output"), (trace or None, "--trace")):
+        if given is not None:
+            raise InputError(f"{option} is for inference; a training step runs on the batch that it was planned with")
+    return run_training(file, model=model, repeat=repeat, verify=verify, threads=threads, progress=progress)
 
 
 @dataclass(slots=True)

@@ -203,11 +203,15 @@ def print_run(found: RunReport) -> None:
     if stored:
         add("written a pass", stored, found.written_nbytes / passes, whole)
     out.print(table)
-    limit = max(found.compute_s, found.io_s)
-    out.print(
-        f"{passes} passes; computing alone {seconds(found.compute_s)}, transfers alone {seconds(found.io_s)}: "
-        f"{found.median_s / limit:.2f} x the slower of them; first fill {seconds(found.load_s)}"
-    )
+    if found.compute_s is not None and found.io_s is not None:
+        limit = max(found.compute_s, found.io_s)
+        out.print(
+            f"{passes} passes; computing alone {seconds(found.compute_s)}, transfers alone {seconds(found.io_s)}: "
+            f"{found.median_s / limit:.2f} x the slower of them; first fill {seconds(found.load_s)}"
+        )
+    elif found.compute_s is not None:
+        plain = f"without a plan {seconds(found.compute_s)}: {found.median_s / found.compute_s:.2f} x that"
+        out.print(f"{passes} steps; {plain}")
     if found.verified is not None:
         v = found.verified
         bits = "bits equal the unconstrained run" if v.bit_identical else "BITS DIFFER from the unconstrained run"

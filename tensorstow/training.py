@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .hosts import Progress, require_host, runs_here, silent
 from .ir.errors import InfeasibleError, InputError
@@ -197,17 +197,28 @@ def apply_training(
     require_host(file.machine)
     known = vars(file).get(_LIVE, (None, None))
     if model is None or isinstance(model, (str, os.PathLike)):
-        made = _remade(program, file, None if model is None else os.fspath(model))
+        made = remade(program, file, None if model is None else os.fspath(model))
         model, known = made.model.module, (made.loss, made.optimizer)
     loss, optimizer = loss if loss is not None else known[0], optimizer if optimizer is not None else known[1]
     return TrainingExecutor(file, model, loss=loss, optimizer=optimizer, threads=threads)
 
 
-def _remade(program: TrainingProgram, file: PlanFile, moved: str | None) -> TrainingModel:
+def remade(program: TrainingProgram, file: PlanFile, moved: str | None) -> TrainingModel:
     """The model that the plan's entry makes, or that of the file or folder that has moved."""
     if program.entry is None or file.source is None:
         raise InputError("the plan is for a module in memory: give it, as ts.apply(plan, module)")
     entry = program.entry
     if moved is not None:
         entry = f"{HF}{moved}" if entry.startswith(HF) else f"{moved}:{entry.rpartition(':')[2]}"
-    return training_model(module_from_entry(entry, file.source.dims))
+    return training_model(_with_weights(module_from_entry(entry, file.source.dims)))
+
+
+def _with_weights(model: ModuleModel) -> ModuleModel:
+    """A model of a directory with its weights in memory, where a step that leaves parameters to PyTorch needs them."""
+    if model.entry is None or not model.entry.startswith(HF) or not any(p.is_meta for p in model.module.parameters()):
+        return model
+    if model.matched is None:
+        raise InputError(f"'{model.entry}' has no weights to train; save the model there with save_pretrained first")
+    folder, skeleton = model.entry.removeprefix(HF), cast("Any", model.module)
+    module = type(skeleton).from_pretrained(folder, config=skeleton.config, dtype=next(skeleton.parameters()).dtype)
+    return replace(model, module=module, _known={})
