@@ -42,12 +42,14 @@ class TrainingModel:
     def joint(self, progress: Progress = silent) -> Joint:
         """Forward and backward as one graph."""
         from .runtime.training.joint import capture_joint
-        from .runtime.training.losses import loss_of
+        from .runtime.training.losses import picked
 
         if "joint" not in self._known:
             progress(f"tracing {self.name}", 0.0)
             model = self.model
-            joint = capture_joint(model.module, model.args, model.kwargs, self.loss or loss_of)
+            joint = capture_joint(
+                model.module, model.args, model.kwargs, self.loss or picked
+            )  # an error there has no line
             self._known["joint"] = _one_loss(joint, self.name)
         return self._known["joint"]
 
@@ -160,7 +162,10 @@ def _untouched_nbytes(module: Any, joint: Joint) -> int:
 def training_model(model: Model, *, loss: Callable[[Any], Any] | None = None, optimizer: Any = None) -> TrainingModel:
     """A model to be trained. Raises InputError for one that is no PyTorch module."""
     if not isinstance(model, ModuleModel):
-        raise InputError(f"mode 'training' is not available for {model.name}: it holds inference only")
+        raise InputError(
+            f"mode 'training' is not available for {model.name}: an ONNX file holds inference only; give a PyTorch "
+            "module"
+        )
     if model.entry is not None and model.entry.startswith(HF):
         from .planner.training.hf_labels import with_labels
 

@@ -9,18 +9,20 @@ import torch
 from ...ir.errors import InputError
 
 
-def loss_of(result: Any) -> torch.Tensor:
-    """`result` itself where it is a tensor, else its `loss` (by attribute or key), else the first of several.
-
-    Raises InputError where there is no tensor, or one that is no scalar.
-    """
-    found = result
+def picked(result: Any) -> Any:
+    """`result` itself where it is a tensor, else its `loss` (by attribute or key), else the first of several."""
     if hasattr(result, "loss"):
-        found = result.loss
-    elif isinstance(result, dict) and "loss" in result:
-        found = cast("dict[str, Any]", result)["loss"]
-    elif isinstance(result, (tuple, list)):
-        found = cast("tuple[Any, ...]", result)[0]
+        return result.loss
+    if isinstance(result, dict) and "loss" in result:
+        return cast("dict[str, Any]", result)["loss"]
+    if isinstance(result, (tuple, list)):
+        return cast("tuple[Any, ...]", result)[0]
+    return result
+
+
+def loss_of(result: Any) -> torch.Tensor:
+    """What `picked` finds. Raises InputError where that is no tensor, or none of one element."""
+    found = picked(result)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         what = f"a tensor of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise InputError(

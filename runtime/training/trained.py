@@ -146,7 +146,7 @@ def _trained(
         placed=frozenset(key for key, nbytes in sizes.items() if nbytes),
         updates=[BoundUpdate(u, steps[u.operator]) for u in updates],
     )
-    for key in found.placed:
+    for key in sorted(found.placed):
         if sizes[key] != found.nbytes(key):
             raise PlanMismatchError(
                 f"state '{key}' of parameter '{name}' takes {found.nbytes(key)} bytes, the plan has {sizes[key]}; plan "

@@ -19,7 +19,16 @@ from tests.end_to_end.subject import (
     assert_equal_bits,
 )
 
-KEEPS_WEIGHTS = {"resident", "checkpoint-sqrt", "checkpoint-mincut", "capuchin", "memo", "checkmate", "poet"}
+KEEPS_WEIGHTS = {
+    "resident",
+    "checkpoint-sqrt",
+    "checkpoint-mincut",
+    "torch-knapsack",
+    "capuchin",
+    "memo",
+    "checkmate",
+    "poet",
+}
 
 
 @pytest.mark.parametrize("strategy", strategy_names())

@@ -74,7 +74,9 @@ def test_every_answer_passes_the_checker_and_stays_above_the_bound(graph: Graph,
             continue
         assert not check(row.plan, graph, box)
         assert row.plan.certificate.simulated_s >= row.plan.certificate.bound_s * (1 - 1e-9)
-        assert row.plan.certificate.bound_s <= comparison.bound.seconds * (1 + 1e-9)
+        # A plan of another order has a bound of its own; the common one holds for all that are shown.
+        assert row.plan.certificate.simulated_s >= comparison.bound.seconds * (1 - 1e-9)
+        assert row.plan.certificate.bound_s >= comparison.bound.seconds * (1 - 1e-9)
 
 
 def everything(instance: Instance) -> float:
