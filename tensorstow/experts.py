@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from .ir.errors import InputError
 from .ir.sizes import format_size, parse_size
@@ -17,6 +16,7 @@ from .planner.experts.policies import POLICIES, chosen_policies
 from .planner.experts.replay import Row, replay_all
 from .planner.experts.stall import LinkModel, StallRow, stall_rows
 from .planner.experts.trace import Trace, read_trace
+from .report import plain_table
 
 Progress = Callable[[str, float], None]
 
@@ -141,20 +141,13 @@ def print_analysis(found: Analysis, out: Console) -> None:
     _print_layers(found, out)
 
 
-def _table(*columns: str, words: int = 1) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < words else "right", no_wrap=True)
-    return table
-
-
 def _cache(found: Analysis, cache: int) -> str:
     return str(cache) if found.trace.sizes is None else format_size(cache)
 
 
 def _print_rows(found: Analysis, out: Console) -> None:
     unit = "loads/token" if found.trace.sizes is None else "bytes/token"
-    table = _table("cache", "policy", "hit rate", "LRU to Belady", "of Belady", unit, "unasked", "us/event", "")
+    table = plain_table("cache", "policy", "hit rate", "LRU to Belady", "of Belady", unit, "unasked", "us/event", "")
     table.columns[0].justify, table.columns[1].justify, table.columns[8].justify = "right", "left", "left"
     before = None
     for row in found.rows:
@@ -177,7 +170,7 @@ def _print_rows(found: Analysis, out: Console) -> None:
 
 def _print_stall(found: Analysis, out: Console) -> None:
     out.print(f"Waits for loads, ms a token, in the last {found.stall_tokens:,} tokens; what came before warms up.")
-    table = _table("cache", "schedule", "wait", "of LRU", "of bound", "deciding", "loads", "ahead", "in vain")
+    table = plain_table("cache", "schedule", "wait", "of LRU", "of bound", "deciding", "loads", "ahead", "in vain")
     table.columns[0].justify, table.columns[1].justify = "right", "left"
     before = None
     for row in found.stall:
@@ -198,7 +191,7 @@ def _print_stall(found: Analysis, out: Console) -> None:
 def _print_windows(found: Analysis, out: Console) -> None:
     caches = list(dict.fromkeys(row.cache for row in found.rows))
     names = [f"SCH, C={_cache(found, c)}" for c in caches]
-    table = _table("window", "SRP", "experts used", *names, words=0)
+    table = plain_table("window", "SRP", "experts used", *names, words=0)
     for window in found.windows:
         rates = [f"{found.sch[window.m][c]:.4f}" for c in caches]
         none = window.windows == 0
@@ -212,7 +205,7 @@ def _print_windows(found: Analysis, out: Console) -> None:
 
 
 def _print_layers(found: Analysis, out: Console) -> None:
-    table = _table("layer", "used", "effective", "foreseen by use", "by last token", "by layer before", words=0)
+    table = plain_table("layer", "used", "effective", "foreseen by use", "by last token", "by layer before", words=0)
     for layer in found.layers:
         table.add_row(
             str(layer.layer),

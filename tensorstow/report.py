@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +74,19 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
-def _table(*columns: str, words: int = 1) -> Table:
+def plain_table(*columns: str, words: int = 1) -> Table:
     """A table without lines; the first `words` columns hold words and begin at their left."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < words else "right", no_wrap=True)
     return table
+
+
+def print_markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> None:
+    """The same on stdout as Markdown, and nothing else."""
+    rule = ["---" if i < words else "---:" for i in range(len(headings))]
+    for cells in (headings, rule, *rows):
+        sys.stdout.write("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
 
 
 def plan_facts(planned: Planned) -> dict[str, Any]:
@@ -184,7 +192,7 @@ def print_run(found: RunReport) -> None:
     """Predicted beside measured, with their ratio, and the verdict of the verification."""
     facts = found.facts()
     certificate = found.file.plan.certificate
-    table = _table("", "predicted", "measured", "measured/predicted")
+    table = plain_table("", "predicted", "measured", "measured/predicted")
 
     def add(name: str, predicted: float, measured: float, show: Any) -> None:
         ratio = f"{measured / predicted:.3f}" if predicted else "-"
@@ -220,7 +228,7 @@ def print_run(found: RunReport) -> None:
 
 def print_machines(machines: list[Machine], *, host_measured: bool) -> None:
     """One line a machine."""
-    table = _table("name", "tiers", "TFLOP/s", "in", words=2)
+    table = plain_table("name", "tiers", "TFLOP/s", "in", words=2)
     for m in machines:
         tiers = ", ".join(f"{t.name} {format_size(t.capacity_nbytes)}" for t in m.tiers)
         dtype, rate = max(m.units[0].flops_per_s, key=lambda pair: pair[1])
@@ -233,16 +241,16 @@ def print_machines(machines: list[Machine], *, host_measured: bool) -> None:
 def print_machine(machine: Machine) -> None:
     """Every figure, then where each comes from."""
     out.print(f"[bold]{escape(machine.name)}[/]  {escape(machine.measured)}")
-    tiers = _table("tier", "kind", "capacity", "reserve", "alignment", words=2)
+    tiers = plain_table("tier", "kind", "capacity", "reserve", "alignment", words=2)
     for t in machine.tiers:
         tiers.add_row(
             t.name, t.kind.value, format_size(t.capacity_nbytes), format_size(t.reserve_nbytes), str(t.alignment)
         )
-    links = _table("link", "rate", "latency", "chunk", "channel")
+    links = plain_table("link", "rate", "latency", "chunk", "channel")
     for k in machine.links:
         rate = f"{figure(k.bytes_per_s / 1e9)} GB/s"
         links.add_row(k.name, rate, seconds(k.latency_s), format_size(k.chunk_nbytes), k.channel or "its own")
-    units = _table("unit", "tier", "memory", "launch", "threads", words=2)
+    units = plain_table("unit", "tier", "memory", "launch", "threads", words=2)
     for u in machine.units:
         rate = f"{figure(u.bytes_per_s / 1e9)} GB/s"
         units.add_row(u.name, u.tier, rate, seconds(u.launch_s), str(u.threads) if u.threads else "-")
@@ -260,12 +268,12 @@ def print_machine(machine: Machine) -> None:
 
 def _print_rates(unit: Unit) -> None:
     out.print(f"\n[bold]arithmetic of {escape(unit.name)}[/]")
-    peaks = _table("type", "TFLOP/s")
+    peaks = plain_table("type", "TFLOP/s")
     for dtype, rate in unit.flops_per_s:
         peaks.add_row(dtype, figure(rate / 1e12))
     out.print(peaks)
     if unit.rates:
-        table = _table("class of operators", "type", "GFLOP/s", "GB/s", words=2)
+        table = plain_table("class of operators", "type", "GFLOP/s", "GB/s", words=2)
         for r in unit.rates:
             flops = figure(r.flops_per_s / 1e9) if r.flops_per_s else "-"
             table.add_row(r.cost_class, r.dtype, flops, figure(r.bytes_per_s / 1e9) if r.bytes_per_s else "-")

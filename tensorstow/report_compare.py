@@ -11,7 +11,6 @@ from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from . import report
 from .ir.errors import InputError
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from .planner.compare import Comparison, Row, Run
 
 HEADINGS = ("strategy", "status", "pass", "gap", "peak", "moved", "solved in")
+WORDS = 2
+"""The first columns hold words: strategy and status."""
 LONGEST_REASON = 220
 """Characters of it in the table: some lines of a terminal."""
 
@@ -87,10 +88,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
 def print_comparison(comparison: Comparison, machine: Machine) -> None:
     """Strategies in a table, the fastest first and marked; those without an answer last, with the beginning of their
     reason: all of it stands in the other formats."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    headings = _headings(comparison, machine)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < len(("strategy", "status")) else "right", no_wrap=True)
+    table = report.plain_table(*_headings(comparison, machine), words=WORDS)
     for row in comparison.ranked:
         table.add_row(*(escape(cell) for cell in _cells(comparison, row, machine)))
     report.out.print(table)
@@ -105,11 +103,8 @@ def print_comparison(comparison: Comparison, machine: Machine) -> None:
 
 def print_markdown(comparison: Comparison, machine: Machine) -> None:
     """The table alone on stdout, as Markdown; what else there is to say on stderr."""
-    headings = _headings(comparison, machine)
     rows = [_cells(comparison, row, machine) for row in comparison.ranked]
-    rule = ["---" if i < len(("strategy", "status")) else "---:" for i in range(len(headings))]
-    for cells in (headings, rule, *rows):
-        sys.stdout.write("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    report.print_markdown_table(_headings(comparison, machine), rows, words=WORDS)
     _notes(comparison)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from . import report
 from .ir.sizes import format_seconds, format_size
@@ -49,9 +47,7 @@ def sweep_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 def print_sweep(sweep: Sweep) -> None:
     """Times of a pass, budgets to the right."""
     head, rows = sweep_table(sweep)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, heading in enumerate(head):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    table = report.plain_table(*head)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     report.out.print(table)
@@ -66,6 +62,4 @@ def print_sweep(sweep: Sweep) -> None:
 
 def print_sweep_markdown(sweep: Sweep) -> None:
     """The same table alone on stdout, as Markdown."""
-    head, rows = sweep_table(sweep)
-    for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows):
-        sys.stdout.write("| " + " | ".join(cells) + " |\n")
+    report.print_markdown_table(*sweep_table(sweep))

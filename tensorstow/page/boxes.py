@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 
 from ..ir.files import PlanFile
 from ..ir.graph import StorageKind
@@ -54,6 +54,11 @@ class Bar:
     end_ns: int
     text: str
     count: int = 1
+
+
+def plain_lines(text: str) -> list[str]:
+    """The lines of a box's or bar's text without its markup: what it is first, then what there is to say of it."""
+    return [unescape(line) for line in text.replace("<b>", "").replace("</b>", "").split("<br>")]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ of time; here each tier of the plan is a device. Addresses are the plan's.
 from __future__ import annotations
 
 import pickle
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 from ..ir.files import PlanFile
 from ..ir.paths import write_atomic
-from .boxes import Box, draw
+from .boxes import Box, draw, plain_lines
 
 Json = dict[str, Any]
 
@@ -49,7 +48,7 @@ def _events(boxes: tuple[Box, ...]) -> list[Json]:
     """Allocations and frees in order of time; at one instant what goes makes room for what comes."""
     found: list[tuple[int, int, Json]] = []
     for box in boxes:
-        lines = unescape(box.text.replace("<b>", "").replace("</b>", "")).split("<br>")
+        lines = plain_lines(box.text)
         frames = [{"filename": lines[0], "name": "; ".join(lines[1:]), "line": 0}]
         common: Json = {"addr": box.low, "size": box.high - box.low, "stream": 0, "frames": frames}
         for order, action, at in (

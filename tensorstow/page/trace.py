@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from html import escape, unescape
+from html import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from ..ir.files import PlanFile
 from ..ir.paths import write_atomic
 from ..ir.sizes import format_seconds, format_size
 from ..runtime.trace import Event
-from .boxes import COMPUTES, COPIES, LANE_KINDS, LOADS, STALLS, STORES, Bar, draw
+from .boxes import COMPUTES, COPIES, LANE_KINDS, LOADS, STALLS, STORES, Bar, draw, plain_lines
 
 PREDICTED, MEASURED = 1, 2
 WAIT = "wait"
@@ -52,7 +52,7 @@ def _process(pid: int, bars: Iterable[Bar]) -> list[Json]:
             found.append(
                 {"name": "thread_name", "ph": "M", "pid": pid, "tid": lanes[bar.lane], "args": {"name": bar.lane}}
             )
-        lines = [unescape(line) for line in bar.text.replace("<b>", "").replace("</b>", "").split("<br>")]
+        lines = plain_lines(bar.text)
         found.append(
             {
                 "name": lines[0],
