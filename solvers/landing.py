@@ -72,7 +72,7 @@ def segments(
 
 @cache
 def _compiled() -> Any:
-    from .packing.jit import compiled
+    from .jit import compiled
 
     return compiled(_land)
 

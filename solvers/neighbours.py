@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing.jit import compiled
+from .jit import compiled
 
 Ints = NDArray[np.int64]
 

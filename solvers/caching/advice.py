@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .jit import compiled
+from ..jit import compiled
 from .problem import Ints, Outcome, Requests, asked
 
 Bits = NDArray[np.bool_]

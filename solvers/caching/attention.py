@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .jit import compiled
+from ..jit import compiled
 
 WORD = 32
 _TOP = 1 << 15

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import compiled
+from ..jit import compiled
 from .problem import Flags, Ints, Outcome, Requests, asked
 
 

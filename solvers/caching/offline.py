@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import compiled
+from ..jit import compiled
 from .problem import Ints, Outcome, Requests, asked
 
 NEVER = 1 << 60

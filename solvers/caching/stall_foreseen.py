@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..jit import compiled
 from .attention import WORD, attend, compare, credit, fraction, likeness_unit, masks_of, weight_table
-from .jit import compiled
 from .problem import Ints, Requests
 from .recall import Recall, first_weights, learn
 from .stall import Pace, Stall, bring

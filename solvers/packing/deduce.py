@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .jit import compiled
+from ..jit import compiled
 from .layout import (
     ALIGNMENT,
     BEGIN,

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
+from ..jit import compiled
 from ..neighbours import ENTRIES, Lists, add_row, make_lists, most_entries, touching
 from .compact import Compact, Ints, live_bytes
 from .greedy import Order, Placed
-from .jit import compiled
 from .layout import Array
 
 _BLOCKS = 1 << 16

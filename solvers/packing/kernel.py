@@ -19,8 +19,8 @@ Boxes, sections (maximal live sets) and units are those of `compact`. Loops are 
 
 from __future__ import annotations
 
+from ..jit import compiled
 from .deduce import Tricks, lift, note, propagate, touch
-from .jit import compiled
 from .layout import (
     BEGIN,
     BODY,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .jit import compiled
+from ..jit import compiled
 
 Array = NDArray[Any]
 

@@ -215,7 +215,8 @@ def load_compiled(notes: list[str], progress: Progress | None) -> tuple[bool, fl
         return _loaded[0], 0.0
     began = time.monotonic()
     try:
-        from . import exact, jit
+        from .. import jit
+        from . import exact
     except ImportError as error:
         _loaded.append(False)
         notes.append(f"without numba there is no exact search, only first fit and CP-SAT ({error})")

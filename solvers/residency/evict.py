@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..packing.jit import compiled
+from ..jit import compiled
 from ..packing.layout import Array
 
 _BLOCK = 256

@@ -208,7 +208,7 @@ print(result.status.value, result.detail)
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code = """
-from tensorstow.solvers.packing import jit
+from tensorstow.solvers import jit
 @jit.compiled
 def double(n: int) -> int:
     return 2 * n

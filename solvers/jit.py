@@ -34,22 +34,26 @@ def cache_folder() -> Path:
 
 
 @cache
-def _sources_digest() -> str:
-    """Changes with the code of this folder: what numba keeps of a function has others compiled into it, and numba looks
-    at the function's own file alone."""
+def _sources_digest(folder: Path) -> str:
+    """Changes with the code of a folder's kernels: what numba keeps of a function has others compiled into it, and
+    numba looks at the function's own file alone."""
     found = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         content = path.read_bytes()
-        if b"@compiled" in content or path.name == "layout.py":
+        if b"jit import compiled" in content:
             found.update(content)
     return found.hexdigest()[:12]
 
 
 def compiled(function: F) -> F:
-    """`function` compiled at its first call, without the interpreter's lock, and kept on disk if that is possible."""
+    """`function` compiled at its first call, without the interpreter's lock, and kept on disk if that is possible.
+
+    What it calls of other compiled functions lies in its own folder, and is kept with it.
+    """
     before = config.CACHE_DIR
     try:
-        folder = (Path(before) if before else cache_folder()) / _sources_digest()
+        sources = Path(function.__code__.co_filename).parent
+        folder = (Path(before) if before else cache_folder()) / _sources_digest(sources)
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "may not be written", str(folder))
