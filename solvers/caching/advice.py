@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..jit import compiled
+from .event import take_in
 from .problem import Ints, Outcome, Requests, asked
 
 Bits = NDArray[np.bool_]
@@ -141,12 +142,9 @@ def _replay(ids: Any, sizes: Any, limits: Any, begins: Any, bits: Any, seed: Any
                 marked[o] = True
                 stamp[o] = t
                 leaves[o] = bits[t, c, k]
-                if resident[o]:
-                    hits[t, c] += 1
-                else:
-                    resident[o] = True
-                    used += sizes[c, o]
-                    loaded[t, c] += sizes[c, o]
+            hits[t, c], missing = take_in(ids[t, c], sizes[c], resident)
+            loaded[t, c] += missing
+            used += missing
             while used > limits[c]:
                 victim = -1
                 best = np.uint64(0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import compiled
+from .event import take_in
 from .problem import Flags, Ints, Outcome, Requests, asked
 
 
@@ -133,12 +134,9 @@ def _replay(ids: Any, sizes: Any, limits: Any, least: Any, begins: Any, weights:
                 last[o] = t * width + (width - 1 - k)
                 if not recency:
                     worth[o] += scale * weights[t, c, k] if gated else scale
-                if resident[o]:
-                    hits[t, c] += 1
-                else:
-                    resident[o] = True
-                    used += sizes[c, o]
-                    loaded[t, c] += sizes[c, o]
+            hits[t, c], missing = take_in(ids[t, c], sizes[c], resident)
+            loaded[t, c] += missing
+            used += missing
             while used > limits[c]:
                 victim = -1
                 low = 0.0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import compiled
+from .event import take_in
 from .problem import Ints, Outcome, Requests, asked
 
 
@@ -118,12 +119,8 @@ def _replay(ids: Any, sizes: Any, limits: Any, begins: Any, likely: Any, decay: 
                     for j in range(width):
                         if ids[row, before, j] >= 0:
                             together[c, ids[row, before, j], o] += np.float32(1)
-                if resident[c, o]:
-                    hits[t, c] += 1
-                else:
-                    resident[c, o] = True
-                    used[c] += sizes[c, o]
-                    loaded[t, c] += sizes[c, o]
-            loaded[t, c] += ahead[t, c]
+            hits[t, c], missing = take_in(ids[t, c], sizes[c], resident[c])
+            loaded[t, c] = missing + ahead[t, c]
+            used[c] += missing
             used[c] = _drop(resident[c], last[c], stamp[c], moment + 1, sizes[c], used[c], limits[c])
     return hits, loaded, ahead

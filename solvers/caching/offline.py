@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import compiled
+from .event import take_in
 from .problem import Ints, Outcome, Requests, asked
 
 NEVER = 1 << 60
@@ -84,12 +85,9 @@ def _belady(ids: Any, sizes: Any, limits: Any, begins: Any, following: Any, weig
                     continue
                 stamp[o] = t
                 again[o] = following[t, c, k]
-                if resident[o]:
-                    hits[t, c] += 1
-                else:
-                    resident[o] = True
-                    used += sizes[c, o]
-                    loaded[t, c] += sizes[c, o]
+            hits[t, c], missing = take_in(ids[t, c], sizes[c], resident)
+            loaded[t, c] += missing
+            used += missing
             while used > limits[c]:
                 victim = -1
                 far = -1.0
@@ -142,12 +140,9 @@ def _segment(ids: Any, sizes: Any, limits: Any, begins: Any, m: Any, protect: An
                 stamp[o] = t
                 coming[o] -= 1
                 last[o] = t * width + (width - 1 - k)
-                if resident[o]:
-                    hits[t, c] += 1
-                else:
-                    resident[o] = True
-                    used += sizes[c, o]
-                    loaded[t, c] += sizes[c, o]
+            hits[t, c], missing = take_in(ids[t, c], sizes[c], resident)
+            loaded[t, c] += missing
+            used += missing
             while used > limits[c]:
                 victim = -1
                 for o in range(objects):

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..jit import compiled
 from .attention import WORD, attend, compare, credit, fraction, likeness_unit, masks_of, weight_table
+from .event import take_in
 from .problem import Ints, Outcome, Requests, asked
 
 
@@ -127,16 +128,7 @@ def _evict(resident: Any, shadow: Any, guided: Any, mask: Any, key: Any) -> Any:
 @compiled
 def _serve(ids: Any, mask: Any, sizes: Any, limit: Any, resident: Any, used: Any, key: Any, shadow: Any, guided: Any) -> Any:  # fmt: skip  # noqa: E501
     """Look a set up, load what is missing, evict until it fits: hits, loaded size and what is used now."""
-    hits, loaded = 0, 0
-    for k in range(ids.shape[0]):
-        o = ids[k]
-        if o < 0:
-            continue
-        if resident[o]:
-            hits += 1
-        else:
-            resident[o] = True
-            loaded += sizes[o]
+    hits, loaded = take_in(ids, sizes, resident)
     used += loaded
     while used > limit:
         victim = _evict(resident, shadow, guided, mask, key)
