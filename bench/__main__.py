@@ -27,6 +27,8 @@ NAMES = (
     "cosma",
     "scale",
     "experts",
+    "reliability",
+    "moe",
 )
 
 

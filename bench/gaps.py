@@ -1,7 +1,9 @@
 """The gap table: how far plans are above their proven bound, and below what baselines take.
 
-`python -m bench gaps` runs every case of `bench.zoo`; `python -m bench.gaps --help` selects. A case is a graph on a
-machine under a budget of the unit's tier. Machines are published profiles, reduced to two or three tiers:
+`python -m bench gaps` runs every case of `bench.zoo`; `python -m bench.gaps --help` selects. `python -m bench.gaps
+--table --time-limit 12 --minutes 38 -o FILE --resume` runs six graphs on two and three tiers, in pieces if it must: the
+file has every graph and machine that is done, and the last run prints the whole table. A case is a graph on a machine
+under a budget of the unit's tier. Machines are published profiles, reduced to two or three tiers:
 
 - `NAME/2`: the unit's tier and the fastest one below, enlarged where it could not hold the graph twice;
 - `NAME/3`: also the next one; the middle one holds half of what is at home at the bottom;
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,17 @@ BUDGETS = ("80", "60", "40", "20", "smallest")
 BASELINES = ("resident", "on-demand", "lru", "belady", "belady-prefetch", "offload-everything")
 BASELINE_FAMILIES = ("checkpoint",)
 """Strategies whose names begin so are baselines, too."""
+TABLE = (
+    "gpt2",
+    "llama-1b",
+    "moe",
+    "resnet50",
+    "densenet121",
+    "unet",
+    *(f"{name}-train" for name in ("gpt2", "llama-1b", "moe", "resnet50", "densenet121", "unet")),
+)
+"""The graphs of `--table`, for inference and for training."""
+BALANCED = "~balanced"
 WAITS = 3
 """How many of the longest waits a row names."""
 
@@ -75,20 +88,56 @@ def main(arguments: Sequence[str] = ()) -> dict[str, Any]:
     given = _parse(arguments)
     baselines = None if given.baselines is None else tuple(filter(None, given.baselines))
     options = Options(tuple(given.budgets), tuple(given.strategies), baselines, given.time_limit)
-    rows: list[Row] = []
+    began, left_out = time.monotonic(), list[str]()
+    rows = _kept(given.output, options) if given.resume else []
+    known = {(row["graph"], row["machine"]) for row in rows}
     for case in _selected(given):
-        for machine in given.machines or [m for m in case.machines if given.tiers in (None, str(parse(m)[1]))]:
+        for machine in given.machines or _machines(case, given):
+            if (case.name, machine) in known:
+                continue
+            if given.minutes is not None and time.monotonic() - began > 60 * given.minutes:
+                left_out.append(f"{case.name} on {machine}")
+                continue
             for row in measure(case, machine, options) if given.in_process else _apart(case, machine, options):
                 rows.append(row)
                 if given.lines:
                     print(json.dumps(row), flush=True)
                 else:
                     print("  ".join(cells(row)), file=sys.stderr, flush=True)
+            _keep(given.output, options, rows)
     if given.lines:
         return {}
     summary = {name: summarise(rows, name) for name in options.strategies}
     print_table(rows, summary)
-    return {"rows": rows, "summary": summary}
+    if left_out:
+        print(f"not begun in {given.minutes:g} minutes (--resume goes on): {', '.join(left_out)}")
+    return {"options": asdict(options), "rows": rows, "summary": summary}
+
+
+def _machines(case: Case, given: argparse.Namespace) -> list[str]:
+    """The case's own machines, as far as they are asked for."""
+    wanted = [m for m in case.machines if given.tiers in (None, str(parse(m)[1]))]
+    return [m for m in wanted if not (given.table and m.endswith(BALANCED))]
+
+
+def _keep(path: str | None, options: Options, rows: Sequence[Row]) -> None:
+    """Write what there is after each graph and machine, so that a run that is stopped can go on."""
+    if path is not None:
+        kept = {"options": asdict(options), "rows": list(rows)}
+        write_atomic(Path(path), json.dumps(kept, indent=1).encode() + b"\n")
+
+
+def _kept(path: str | None, options: Options) -> list[Row]:
+    """The rows of an earlier run with the same options, but those that were stopped from outside."""
+    if path is None:
+        sys.exit("--resume needs -o FILE: the file of the run that is to go on")
+    if not Path(path).exists():
+        return []
+    kept = json.loads(Path(path).read_bytes())
+    if kept.get("options") != json.loads(json.dumps(asdict(options))):
+        sys.exit(f"{path} holds rows of other options ({kept.get('options')}); give those, or another file")
+    failed = {(r["graph"], r["machine"]) for r in kept["rows"] if not r["budget"] and r.get("status") == "fault"}
+    return [r for r in kept["rows"] if (r["graph"], r["machine"]) not in failed]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -98,6 +147,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gaps", description="the gap table; lists are 'a,b,...'")
     parser.add_argument("--graphs", type=names, default=[], help="cases by name, or beginnings of names ('gpt2*')")
     parser.add_argument("--mode", choices=("inference", "training"), help="only cases of this mode")
+    parser.add_argument("--table", action="store_true", help="the six graphs, on their machines of two and three tiers")
     parser.add_argument("--machines", type=names, default=[], help="machines for every case, like rtx4090/2~balanced")
     parser.add_argument("--tiers", choices=("2", "3"), help="of each case's own machines, those of so many tiers")
     parser.add_argument("--budgets", type=names, default=list(BUDGETS), help="percentages, and 'smallest'")
@@ -106,15 +156,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=20.0, help="seconds for the bound, and for each strategy")
     parser.add_argument("--in-process", action="store_true", help="no process for each graph and machine")
     parser.add_argument("--lines", action="store_true", help="only a line of JSON for each row")
+    parser.add_argument("--minutes", type=float, help="begin no graph and machine after so many")
+    parser.add_argument("--resume", action="store_true", help="go on with the file of -o, where that is begun")
     parser.add_argument("-o", "--output", help="write rows and summary to this JSON file")
     return parser.parse_args(arguments)
 
 
 def _selected(given: argparse.Namespace) -> list[Case]:
     def wanted(case: Case) -> bool:
-        named = not given.graphs or any(
-            case.name.startswith(g[:-1]) if g.endswith("*") else case.name == g for g in given.graphs
-        )
+        asked = [*given.graphs, *(TABLE if given.table else ())]
+        named = not asked or any(case.name.startswith(g[:-1]) if g.endswith("*") else case.name == g for g in asked)
         return named and given.mode in (None, case.mode)
 
     found = [case for case in cases() if wanted(case)]
@@ -256,7 +307,7 @@ def _apart(case: Case, machine: str, options: Options) -> list[Row]:
 
 
 if __name__ == "__main__":
+    given_path = _parse(sys.argv[1:]).output
     result = main(sys.argv[1:])
-    path = _parse(sys.argv[1:]).output
-    if path:
-        write_atomic(Path(path), json.dumps(result, indent=1).encode() + b"\n")
+    if given_path:
+        write_atomic(Path(given_path), json.dumps(result, indent=1).encode() + b"\n")

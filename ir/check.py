@@ -26,9 +26,10 @@ TIME_TOLERANCE = 1e-6  # relative: seconds in a certificate are rounded nanoseco
 @without_collecting()
 def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
     """Every violation of `plan`; empty when the plan is right."""
-    found = [*_check_identity(plan, graph, machine), *_check_shape(plan, graph, machine)]
-    if found:  # what follows would trip over names that do not exist
-        return tuple(found)
+    misshapen = check_shape(plan, graph, machine)
+    if misshapen:  # what follows would trip over names that do not exist
+        return misshapen
+    found: list[Violation] = []
     uses = storage_uses(graph, [s.op for s in plan.steps])
     found += _check_order(plan, graph)
     found += _check_repeats(plan, graph)
@@ -42,6 +43,12 @@ def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
             found += _check_storage(plan, graph, machine, storage, uses[storage.id], moves.get(storage.id, []))
     found += _check_time(plan, graph, machine)
     return tuple(found)
+
+
+def check_shape(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
+    """What is wrong with a plan by itself: digests, names, ranges, intervals. Only where nothing is can it be simulated
+    or drawn."""
+    return (*_check_identity(plan, graph, machine), *_check_shape(plan, graph, machine))
 
 
 def _check_identity(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:

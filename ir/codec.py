@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import json
 import math
+import re
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 
 _PLAIN = frozenset({str, int, bool, NoneType})
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_INT64 = range(-(1 << 63), 1 << 63)
 
 
 @cache
@@ -84,10 +87,14 @@ def loads(content: bytes, where: str) -> Any:
         return found
 
     def no_constant(name: str) -> Any:
-        raise InputError(f"{where}: {name} is not a number that a file may hold")
+        raise InputError(f"{where}: {name[:40]} is not a number that a file may hold")
+
+    def finite(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) else no_constant(text)  # 1e999
 
     try:
-        return json.loads(content, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        return json.loads(content, object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not a JSON file ({error})") from error
 
@@ -112,7 +119,7 @@ def _read(hint: Any, data: Any, where: str) -> Any:
     if origin is dict:
         _, value_hint = get_args(hint)
         entries = cast("dict[str, Any]", _expect(dict, data, where))
-        return {k: _read(value_hint, v, f"{where}.{k}") for k, v in entries.items()}
+        return {_expect(str, k, where): _read(value_hint, v, f"{where}.{k}") for k, v in entries.items()}
     if is_dataclass(hint):
         return _read_dataclass(cast("type", hint), data, where)
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -128,13 +135,28 @@ def _read(hint: Any, data: Any, where: str) -> Any:
     if hint is float:
         if isinstance(data, bool) or not isinstance(data, (int, float)):
             raise InputError(f"{where}: expected a number, found {type(data).__name__}")
-        return float(data)
+        try:
+            number = float(data)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise InputError(f"{where}: {str(data)[:40]} is not a number that a file may hold")
+        return number
     return _expect(hint, data, where)
 
 
 def _expect(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         raise InputError(f"{where}: expected {kind.__name__}, found {type(data).__name__}")
+    if kind is str and not data.isprintable():
+        if _CONTROL.search(data):  # a name could otherwise command the terminal that shows it
+            raise InputError(f"{where}: {data[:40]!r} holds a control character; no text of ours does")
+        try:
+            data.encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a letter, and nothing could print it
+            raise InputError(f"{where}: {data[:40]!r} is no text ({error.reason})") from error
+    if kind is int and data not in _INT64:
+        raise InputError(f"{where}: {str(data)[:40]} does not fit 64 bits; no file of ours has such a number")
     return data
 
 

@@ -86,10 +86,14 @@ def read_plan(path: Path) -> PlanFile:
         raise InputError(f"{path}: not a plan file; `tensorstow plan MODEL -o {path.name}` writes one")
     if document["schema"] != SCHEMA:
         raise InputError(f"{path}: schema {document['schema']!r}, this version reads {SCHEMA!r}; plan the model again")
-    if document.get("digest") != digest(document.get("body")):
+    try:
+        actual = digest(document.get("body"))
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deep for a plan file ({error}); plan the model again") from error
+    if document.get("digest") != actual:
         raise PlanMismatchError(
             f"{path}: the file was changed after it was written (digest {str(document.get('digest'))[:12]}, "
-            f"contents {digest(document.get('body'))[:12]}); plan the model again"
+            f"contents {actual[:12]}); plan the model again"
         )
     file = from_json(PlanFile, document["body"], str(path))
     for what, stated, actual in (

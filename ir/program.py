@@ -129,6 +129,60 @@ class SparseRows:
     bridge_nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertLayer:
+    """The experts of one layer of a module, `nbytes` bytes each, of which a token asks for `top_k`.
+
+    `fused`: the module `module` has parameters `parameters` of shape [`experts`, ...]. Else `module` is an
+    nn.ModuleList of `experts` modules, and each has parameters of these names, qualified within it.
+    """
+
+    module: str
+    experts: int
+    top_k: int
+    parameters: tuple[str, ...]
+    nbytes: int
+    fused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCaching:
+    """Experts that stay in the store, and are read when tokens choose them, beside the plan.
+
+    Each layer of `layers` (in the order of a pass) keeps `slots` of its experts in memory; with `shared` all layers
+    together do. What goes has the least worth: the number of its uses, each weighted by `decay` to the power of the
+    events since, the least recent of equals; with no `decay` the least recent goes. Up to `ahead` experts of the next
+    layer are read ahead of their use. `hit_rate` is predicted, on the ground that `rests_on` tells.
+    """
+
+    layers: tuple[ExpertLayer, ...]
+    slots: int
+    shared: bool
+    decay: float | None
+    ahead: int
+    hit_rate: float
+    rests_on: str
+
+    @property
+    def policy(self) -> str:
+        """Its name among the policies of traces."""
+        return "lru" if self.decay is None else "decayed"
+
+
+@dataclass(frozen=True, slots=True)
+class RowRanges:
+    """An nn.Linear whose weight is placed in ranges of its rows: each is used as soon as it is there.
+
+    `module` is its qualified name, `tensor` the whole weight, which stays in the store, `ranges` the tensors of its
+    rows, in order and without gaps: `rows` in each, in the last one what is left.
+    """
+
+    module: str
+    tensor: str
+    rows: int
+    ranges: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class ModuleProgram:
     """How a PyTorch module is run by a plan: the module itself runs, and finds its weights where the plan has put them.
@@ -141,6 +195,8 @@ class ModuleProgram:
     'file.py:callable', 'pkg.module:callable'); it is None for one that exists in memory alone. A blob without a path,
     fill or inline content is in that memory. `direct` says that blobs are whole files, which are read as they are;
     else the store repacks them. `sparse` are layers whose weights are read by rows; their weights have no residency.
+    `experts` are layers whose experts are read as tokens choose them; these have no residency either. `rows` are large
+    weights that are placed in ranges of rows.
     """
 
     engine: str
@@ -151,6 +207,8 @@ class ModuleProgram:
     calls: dict[str, str]
     lookups: dict[str, Lookup] = field(default_factory=dict[str, Lookup])
     sparse: SparseRows | None = None
+    experts: ExpertCaching | None = None
+    rows: tuple[RowRanges, ...] = ()
 
     @cached_property
     def blob(self) -> dict[str, BlobSource]:
@@ -196,6 +254,22 @@ class OptimizerProgram:
     updates: tuple[Update, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class HookedStep:
+    """A training step that PyTorch cannot trace as one graph: the module runs as it is, and what autograd saves leaves
+    memory and comes back by hooks.
+
+    `why` says why it cannot be traced, and at which line. What it saves has `nbytes`, in the order in which it does;
+    number k is the storage 'saved:k' of the graph, unless it is `held`: something else keeps it in memory. `updates`:
+    the optimizer's own step follows each backward pass.
+    """
+
+    why: str
+    nbytes: tuple[int, ...]
+    held: tuple[int, ...]
+    updates: bool
+
+
 @dataclass(frozen=True)
 class TrainingProgram:
     """How a training step is run by a plan: the operators are the nodes of the joint forward and backward graph.
@@ -210,6 +284,9 @@ class TrainingProgram:
     `key` is the digest of the joint graph that was planned: of its operators, arguments, shapes, dtypes, and of the
     version of PyTorch. A module that gives another one is not what was planned. `entry` says how to make the module
     again ('hf:DIR', 'file.py:callable', 'pkg.module:callable'); None for one that exists in memory alone.
+
+    With `hooked` there is no such graph: the operators are stretches of the step between two moments at which autograd
+    saves or reads something, and `key` is empty.
     """
 
     engine: str
@@ -221,3 +298,4 @@ class TrainingProgram:
     parameters: tuple[Parameter, ...] = ()
     gradients: dict[str, str] = field(default_factory=dict[str, str])
     optimizer: OptimizerProgram | None = None
+    hooked: HookedStep | None = None

@@ -25,10 +25,16 @@ class SavedTensor:
 
 @dataclass(frozen=True, slots=True)
 class SavedProfile:
-    """Of one step of `seconds`: what was saved, in the order in which it was."""
+    """Of one step of `seconds`: what was saved, in the order in which it was.
+
+    The forward pass ended at `turn_s`. `other_nbytes` is the most that the step had allocated at one time beside what
+    is saved: gradients, results, what kernels take.
+    """
 
     tensors: tuple[SavedTensor, ...]
     seconds: float
+    turn_s: float = 0.0
+    other_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

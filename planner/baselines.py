@@ -36,10 +36,11 @@ class Resident:
         if placed is None:
             needed_total = format_size(needed + instance.workspace_nbytes)
             held = format_size(instance.fast.usable_nbytes)
+            smallest = needed + instance.workspace_nbytes + instance.fast.reserve_nbytes
             raise InfeasibleError(
                 f"all of '{instance.graph.name}' takes {needed_total} in tier '{instance.fast.name}', which holds "
-                f"{held}; give it --tier {instance.fast.name}={needed + instance.workspace_nbytes} or another strategy",
-                smallest_nbytes=needed + instance.workspace_nbytes,
+                f"{held}; give it --tier {instance.fast.name}={smallest} or another strategy",
+                smallest_nbytes=smallest,
             )
         return realise(instance, placed, self.name)
 

@@ -96,7 +96,8 @@ def plan_graph(
     Raises InfeasibleError, TimeLimitError and InputError.
     """
     (chosen,) = strategies([strategy])
+    effort = Effort(time_limit_s, seed)
     validate(graph, machine)
     instance = instance_for((chosen,), graph, machine, mode=mode, engine=engine)
     bound = find_bound(instance, time_limit_s=time_limit_s)
-    return run_strategy(chosen, instance, bound, Effort(time_limit_s, seed))
+    return run_strategy(chosen, instance, bound, effort)

@@ -29,8 +29,8 @@ from .timetable import is_reserved, pending_stores, reserve, timetable
 PENDING_SHARES = (1.0, 0.95, 0.85, 0.0)
 """Shares of the room up to which what waits to be stored may fill it, tried in turn until the loads find room, too."""
 
-MANY_BODIES = 4_000
-"""Above so many an attempt takes a second and more: the most and the least of the shares have to do."""
+MANY_BODIES, SHARE_OF_MANY = 4_000, 0.85
+"""Above so many an attempt takes a second and more, and the most never packs: one share has to do."""
 
 
 def place(
@@ -115,12 +115,12 @@ def _by_turns(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> 
 
 
 def _shares(bodies: Sequence[Sequence[Placed]], decisions: Decisions) -> tuple[float, ...]:
-    """The `PENDING_SHARES` that are worth a try. Among thousands of bodies those in between seldom decide."""
+    """The `PENDING_SHARES` that are worth a try."""
     if not decisions.prefetch:
         return (0.0,)
     if not decisions.reserved and not any(p.stay.stores for body in bodies for p in body):
         return (0.0,)
-    return PENDING_SHARES if len(bodies) <= MANY_BODIES else (PENDING_SHARES[0], 0.0)
+    return PENDING_SHARES if len(bodies) <= MANY_BODIES else (SHARE_OF_MANY,)
 
 
 def _all_of(bodies: Sequence[Sequence[Placed]]) -> list[Placed]:

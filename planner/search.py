@@ -17,13 +17,14 @@ from ..solvers.packing.solve import load_compiled
 from ..solvers.residency.lp import FINE_SIZE
 from .fit import CUTS
 from .instance import Instance
-from .place import place
+from .place import MANY_BODIES, place
 from .realise import realise
 from .replay import farthest, replay_cache
 from .round import (
     diffuse,
     fill,
     fluid,
+    kept_profile,
     largest_first,
     repair,
     spare_small,
@@ -49,6 +50,9 @@ RELAX_SHARE = 0.4
 
 QUICK_S = 0.7
 """Nor is a coarse one that took more than this: each begins anew."""
+
+FIRST_OF_MANY = 0.06
+"""The share of the room that is left free first where thousands of values are made and some of them move."""
 
 LIKE_CUT = 0.01
 """Cuts that differ by less than this share of the room fail alike."""
@@ -91,7 +95,8 @@ class Search:
     """What has been tried. `strategy` names the plans; `time_s` is spent once there is a plan, `most_s` before.
 
     `good_enough`: differences of time below this share are none; fewer bytes decide then, and a plan that is as near to
-    the bound and moves hardly more than the LP ends the search.
+    the bound and moves hardly more than the LP ends the search. `repairs`: roundings that are too large are repaired,
+    not dropped.
     """
 
     instance: Instance
@@ -100,12 +105,14 @@ class Search:
     time_s: float
     most_s: float
     good_enough: float
+    repairs: bool = True
     best: Plan | None = None
     last: Plan | None = None
     found: list[tuple[float, Decisions, Plan]] = field(default_factory=list[tuple[float, Decisions, Plan]])
     unsplit: tuple[float, Decisions] | None = None
     liked: dict[str, float] = field(default_factory=dict[str, float])
     scores: dict[int, float] = field(default_factory=dict[int, float])
+    dear_nbytes: float = float("inf")
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -142,16 +149,32 @@ class Search:
         wanted += [0.5 * room, 0.75 * room, room]
         return list(dict.fromkeys(int(min(w, room)) for w in wanted))
 
+    def ranked_cuts(self) -> list[int]:
+        """`cuts` as they are tried. Of thousands of values that are made, some must move and none may be late: without
+        some room to spare they never pack, and to find that out takes as long as a plan does."""
+        cuts, solution = (
+            self.cuts(),
+            self.instance.relax(self.instance.capacity_nbytes, time_limit_s=self.most_s).solution,
+        )
+        moves = solution is not None and any(
+            e > 0 and not g.clean for e, g in zip(solution.absent, self.instance.gaps, strict=False)
+        )
+        if not moves or len(self.instance.items) <= MANY_BODIES:
+            return cuts
+        room = self.instance.capacity_nbytes - max(self.instance.base_nbytes, default=0)
+        return sorted(cuts, key=lambda cut: abs(cut - FIRST_OF_MANY * room))
+
     def try_cut(self, cut_nbytes: int, roundings: int | None = None) -> None:
         """Score the roundings of the LP's fractions, with what the cut takes from what they keep: all, or as many,
         those first that have been best elsewhere."""
-        if self.finished or self._hopeless(cut_nbytes):
+        if self.finished or cut_nbytes >= self.dear_nbytes or self._hopeless(cut_nbytes):
             return
         absent, stall_ns = self._relaxed(cut_nbytes)
         if self.best is not None and self._promised_s(stall_ns) >= self.best.certificate.simulated_s:
+            self.dear_nbytes = cut_nbytes  # what takes more room cannot wait less, nor will the best plan take longer
             return
         best = self.scores.get(cut_nbytes, float("inf"))
-        made = _roundings(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns)
+        made = _roundings(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns, self.repairs)
         tried = 0
         for name in sorted(made, key=lambda n: self.liked.get(n, float("inf"))):
             if self.finished or tried == roundings:
@@ -226,7 +249,7 @@ class Search:
         for cut in sorted(self.cuts(), reverse=True):
             absent, stall_ns = self._relaxed(cut)
             room = self.instance.capacity_nbytes - cut
-            for make in _roundings(self.instance, room, absent, stall_ns).values():
+            for make in _roundings(self.instance, room, absent, stall_ns, self.repairs).values():
                 if self.best is not None or time.monotonic() > until:
                     return
                 decisions = make()
@@ -337,7 +360,7 @@ class Search:
 
 
 def _roundings(
-    instance: Instance, capacity: int, absent: Sequence[float], stall_ns: Sequence[float]
+    instance: Instance, capacity: int, absent: Sequence[float], stall_ns: Sequence[float], repairs: bool
 ) -> dict[str, Callable[[], Decisions | None]]:
     """Ways to decisions near the fractions `absent`, by name; None where one finds none, or what another has found.
 
@@ -351,7 +374,8 @@ def _roundings(
     def rounded(name: str, landing: Landing) -> Decisions | None:
         if name not in whole:
             evicted = spare_small(instance, dirty | {g for g in chosen[name]() if gaps[g].clean})
-            fits = repair(instance, absent, evicted, capacity)
+            fits = int(kept_profile(instance, evicted).max(initial=0)) <= capacity
+            fits = fits or (repairs and repair(instance, absent, evicted, capacity))
             kept = fill(instance, absent, evicted, capacity) if fits else {}
             made = to_decisions(instance, evicted, kept, stall_ns) if fits else None
             known = made is not None and any(d is not None and d.evicted == made.evicted for d in whole.values())

@@ -35,8 +35,8 @@ class Stow:
     `refinements`: how often the best cut's neighbourhood is halved. `search_share`: the part of the time limit that is
     spent once there is an answer. `good_enough`: differences of time below this share are none; fewer bytes decide
     then, and a plan that is as near to the bound and moves hardly more than the LP ends the search. The others switch
-    an idea off, to measure what it is worth: the search over cuts, the roundings beyond halves, the prefetching replay
-    of Belady's cache, the favoured loads, the exchange of evictions.
+    an idea off, to measure what it is worth: the search over cuts, the roundings beyond halves, the repair of what
+    rounding leaves too large, the prefetching replay of Belady's cache, the favoured loads, the exchange of evictions.
     """
 
     name: ClassVar[str] = "stow"
@@ -45,6 +45,7 @@ class Stow:
     good_enough: float = 0.001
     cuts: bool = True
     roundings: bool = True
+    repair: bool = True
     replay: bool = True
     favour: bool = True
     exchange: bool = True
@@ -54,8 +55,8 @@ class Stow:
         """The best simulated plan of the portfolio."""
         warm_up()
         time_s = self.search_share * effort.time_limit_s
-        search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough)
-        cuts = search.cuts()
+        search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough, self.repair)
+        cuts = search.ranked_cuts()
         # On a large graph each try takes seconds: what is likeliest to be best comes first. What is usual moves more
         # and takes longer, several times on graphs of thousands: it is not begun when half of the time is spent.
         for cut in cuts[:1]:

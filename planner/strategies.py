@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from math import isnan
 from typing import ClassVar, Protocol, TypeVar
 
 from ..ir.errors import InputError
@@ -34,10 +35,14 @@ MODULES = (
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long a strategy may take, and the seed of whatever is random in it."""
+    """How long a strategy may take, and the seed of whatever is random in it. InputError: a limit that is no number."""
 
     time_limit_s: float = 20.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isnan(self.time_limit_s):
+            raise InputError("the time limit is nan seconds, which never end; give a number, like 20")
 
 
 class Strategy(Protocol):

@@ -70,14 +70,26 @@ def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Deci
     steps = instance.steps
     room = dict(pauses_before(pieces, steps).values())
     done = clock.earliest_ends([store_job(i, pieces[i]) for i in stores])
-    free: list[int] = (room_nbytes - _live(pieces, steps)).tolist()
+    free = np.tile(room_nbytes - _live(pieces, steps), 2)  # a store may last over the end of the pass
     for i in stores:
         nbytes, end = pieces[i].nbytes, pieces[i].stay.last + 1
         latest = min(max(end, done.get(i, end)), end + room.get(i, 0))
-        while end < latest and free[end % steps] >= nbytes:
-            free[end % steps] -= nbytes
-            end += 1
-        pieces[i].end = end
+        pieces[i].end = take(free, steps, end, latest, nbytes)
+
+
+def take(free: Ints, steps: int, begin: int, latest: int, nbytes: int) -> int:
+    """Take `nbytes` of what is `free` (of each step, in two passes alike) from step `begin` on, until `latest` at most,
+    for a pass at most, or until a step has less; where that is."""
+    if latest <= begin:
+        return begin
+    first = begin % steps
+    length = min(latest - begin, steps)
+    short = np.flatnonzero(free[first : first + length] < nbytes)
+    length = int(short[0]) if len(short) else length
+    until = first + length
+    for turn in (-1, 0, 1):
+        free[max(first + turn * steps, 0) : max(until + turn * steps, 0)] -= nbytes
+    return begin + length
 
 
 def store_job(i: int, piece: Placed) -> tuple[int, int, int, int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..ir.errors import ExecutionError
 
 # glibc's <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_MMAP_MAX = 65536
 _DEFAULT_THRESHOLD = 128 << 10
 
 
@@ -59,6 +61,26 @@ def settle_allocator(*, mapped_nbytes: int = _DEFAULT_THRESHOLD, trimmed_nbytes:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, mapped_nbytes)
         mallopt(_M_TRIM_THRESHOLD, trimmed_nbytes)
+
+
+@contextmanager
+def kept_heap() -> Generator[None]:
+    """While this lasts, memory that is freed stays with the process, so that what is taken has been touched before.
+
+    Afterwards it returns to the system, and the thresholds are those of `settle_allocator`. Without effect where the C
+    library is another than glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        if mallopt is not None:
+            mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        settle_allocator()
+        trim_heap()
 
 
 def trim_heap() -> None:

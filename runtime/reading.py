@@ -132,10 +132,8 @@ class CheckedBlobs:
                     unchecked.discard(number)
 
     def read_rows(self, blob: str, start: int, target: memoryview) -> None:
-        """Fill `target` with a few bytes of `blob` from `start` on, unchecked: a checksum would need a whole MiB."""
-        entry = self.entries[blob]
-        assert start >= 0 and start + len(target) <= entry.nbytes, (blob, start, len(target), entry.nbytes)
-        self._file.read_into(target, entry.offset + start)
+        """Fill `target` with a few bytes of `blob` from `start` on. First of all, the MiB around them is checked."""
+        self.read(blob, start, target)
 
     @contextmanager
     def unchecked(self) -> Generator[None]:

@@ -29,9 +29,9 @@ class Known:
     skipped: dict[Signature, str] = field(default_factory=dict[Signature, str])
 
 
-def cache_path(threads: int) -> Path:
-    """The file for this machine, this torch and that many threads."""
-    parts = (host_fingerprint(), torch.__version__, str(threads))
+def cache_path(threads: int, *, warm: bool = False) -> Path:
+    """The file for this machine, this torch and that many threads; another one where results take `warm` memory."""
+    parts = (host_fingerprint(), torch.__version__, str(threads), *(("warm",) if warm else ()))
     return cache_dir() / f"torch-rates-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.json"
 
 

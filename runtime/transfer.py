@@ -126,6 +126,7 @@ class Engine:
         self.now = -1
         self.events: list[Event] | None = None
         self._error: BaseException | None = None
+        self._died: BaseException | None = None  # what ended a thread
         self._wake_at = _NEVER
         self._sleepers = 0  # computing threads that wait for a job to be complete
         self._awaited = False  # whether a lane waits for a job of another
@@ -139,8 +140,22 @@ class Engine:
             for lane in self.lanes.values()
             for _ in range(lane.requests_at_once)
         ]
-        for thread in self._threads:
-            thread.start()
+        self._start()
+
+    def _start(self) -> None:
+        """Raises ExecutionError, with no thread left behind, where the system gives none."""
+        started = 0
+        try:
+            for thread in self._threads:
+                thread.start()
+                started += 1
+        except RuntimeError as error:
+            wanted, self._threads = len(self._threads), self._threads[:started]
+            self.close()
+            raise ExecutionError(
+                f"the system gives {started} of the {wanted} threads that move bytes ({error}); allow more threads "
+                "(ulimit -u), or free memory for their stacks"
+            ) from error
 
     def arrive(self, instant: int) -> None:
         """The computing thread has reached `instant`."""
@@ -156,6 +171,7 @@ class Engine:
             return
         begin = perf_counter_ns()
         position = (count - 1) % len(lane.jobs)
+        self._check_threads()
         with self._changed:
             self._sleepers += 1
             try:
@@ -175,7 +191,7 @@ class Engine:
             self._sleepers += 1
             try:
                 lanes = self.lanes.values()
-                while any(lane.busy or self._may_start(lane) for lane in lanes):
+                while self._died is None and any(lane.busy or self._may_start(lane) for lane in lanes):
                     self._changed.wait()
             finally:
                 self._sleepers -= 1
@@ -195,7 +211,19 @@ class Engine:
             lane.skipped.discard(number)
             lane.read_nbytes += job.nbytes
 
+    def _check_threads(self) -> None:
+        """ExecutionError where a thread is gone, so that nobody waits for it: in the child of a fork all are."""
+        gone = [t.name for t in self._threads if not t.is_alive()]
+        if self._died is not None or (gone and not self._stopped):
+            why = "a child process has none" if self._died is None else f"{type(self._died).__name__}: {self._died}"
+            raise ExecutionError(
+                f"the thread '{(gone or ['of a lane'])[0]}', which moves bytes, is gone ({why}); open the plan again, "
+                "in the process that runs it"
+            ) from self._died
+
     def _raise_error(self) -> None:
+        if self._died is not None:
+            self._check_threads()
         error = self._error
         if isinstance(error, ExecutionError):
             raise ExecutionError(*error.args) from error
@@ -203,12 +231,18 @@ class Engine:
             raise ExecutionError(f"a transfer failed: {type(error).__name__}: {error}") from error
 
     def reset(self) -> None:
-        """Give up what is under way, forget errors, and start again before instant 0 of pass 0."""
+        """Give up what is under way, forget errors, and start again before instant 0 of pass 0.
+
+        Raises ExecutionError where a thread is gone.
+        """
+        self._check_threads()
         with self._changed:
             self._paused = self._cancel = True
             self._changed.notify_all()
-            while any(lane.busy for lane in self.lanes.values()):
+            while self._died is None and any(lane.busy for lane in self.lanes.values()):
                 self._changed.wait()
+            if self._died is not None:
+                self._check_threads()
             for lane in self.lanes.values():
                 lane.restart()
             self.now, self._wake_at, self._error = -1, _NEVER, None
@@ -224,7 +258,17 @@ class Engine:
             thread.join()
 
     def _run(self, lane: Lane) -> None:
-        """What a thread of a lane does."""
+        """What a thread of a lane does. Whatever ends it but `close` is told to those who wait for it."""
+        try:
+            self._serve(lane)
+        except BaseException as died:  # noqa: BLE001 - it is raised again, in the computing thread
+            traceback.clear_frames(died.__traceback__)
+            with self._changed:
+                self._died = died
+                self._changed.notify_all()
+
+    def _serve(self, lane: Lane) -> None:
+        """Take requests of a lane in order, and run them."""
         while True:
             with self._changed:
                 while not self._stopped and not self._may_start(lane):

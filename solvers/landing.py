@@ -95,7 +95,9 @@ def _land(low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, 
             while points[k] < min(high[i], top):
                 free[k] = max(free[k], free_ns[i])
                 k += 1
-    best, best_done, best_tight, best_key = -1, np.inf, np.inf, np.inf
+    # Finite, so that what is never free is no better than that none was found yet.
+    never = np.finfo(np.float64).max
+    best, best_done, best_tight, best_key = -1, never, never, np.inf
     times = np.empty(len(points), np.float64)
     lengths = np.empty(len(points), np.float64)
     for c in range(2 * len(points)):
@@ -109,7 +111,9 @@ def _land(low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, 
         number = 0
         blocked = False
         while k < len(points) - 1 and points[k] < base + nbytes:
-            if free[k] == np.inf:
+            # No better than the best, whatever follows: it is complete later, or as late and not as soon free.
+            late = max(free[k], due_ns)
+            if late >= best_done + 0.5 or (late >= best_done - 0.5 and free[k] - start_ns > best_tight):
                 blocked = True
                 break
             length = float(min(points[k + 1], base + nbytes) - max(points[k], base))
@@ -137,4 +141,4 @@ def _land(low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, 
             late < best_done + 0.5 and (tight < best_tight or (tight == best_tight and key < best_key))
         ):
             best, best_done, best_tight, best_key = base, min(best_done, late), tight, key
-    return best, best_done
+    return best, best_done if best >= 0 else np.inf

@@ -16,6 +16,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .api import Applied, Machine, apply, compare, plan
+    from .ecosystem.device_map import device_map, from_device_map
     from .ir.errors import ExecutionError, InfeasibleError, InputError, PlanMismatchError, TensorstowError
     from .ir.files import PlanFile, read_plan, write_plan
 
@@ -25,6 +26,8 @@ _HOMES = {
     "apply": ".api",
     "compare": ".api",
     "plan": ".api",
+    "device_map": ".ecosystem.device_map",
+    "from_device_map": ".ecosystem.device_map",
     "ExecutionError": ".ir.errors",
     "InfeasibleError": ".ir.errors",
     "InputError": ".ir.errors",
@@ -47,6 +50,8 @@ __all__ = [
     "__version__",
     "apply",
     "compare",
+    "device_map",
+    "from_device_map",
     "plan",
     "read_plan",
     "write_plan",

@@ -31,9 +31,14 @@ USAGE = 2
 """The exit status of what the parser of arguments refuses; no command of ours ends with it but by an error."""
 
 
+VERBOSE = "--verbose"
+
+
 def run_cli(arguments: list[str]) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line and return its exit status. `--verbose` may stand anywhere."""
     wants_json = "--json" in arguments
+    verbose = VERBOSE in arguments
+    arguments = [a for a in arguments if a != VERBOSE]
     try:
         app(args=arguments, prog_name="tensorstow")
     except SystemExit as stop:
@@ -45,6 +50,8 @@ def run_cli(arguments: list[str]) -> int:
         report.done()
         smallest = getattr(error, "smallest_nbytes", None)
         report.error(str(error), error.exit_status, as_json=wants_json, smallest_nbytes=smallest)
+        if verbose:
+            report.causes(error)
         return error.exit_status
     except BrokenPipeError:
         return 0
@@ -66,5 +73,8 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option(VERBOSE, help="Behind an error, what it was raised from. May stand anywhere.")
+    ] = False,
 ) -> None:
-    del version
+    del version, verbose

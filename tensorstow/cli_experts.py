@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import report
-from .cli_options import Json, Seed, app
+from .cli_options import Json, Seed, app, check_output
 
 
 @app.command()
@@ -33,6 +33,12 @@ def experts(
     timed: Annotated[
         int, typer.Option("--timed-tokens", metavar="N", min=1, help="Last tokens, which --load-ms counts.")
     ] = 400,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also one self-contained page with pictures.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="The curves as .png, .svg or .pdf.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +46,8 @@ def experts(
     from .experts import analyse, print_analysis
     from .planner.experts.stall import LinkModel
 
+    for path in (html, picture):
+        check_output(path)
     found = analyse(
         trace,
         experts=count,
@@ -53,6 +61,14 @@ def experts(
         link=None if load_ms is None else LinkModel(load_ms, layer_ms),
         stall_tokens=timed,
     )
+    if html is not None or picture is not None:
+        from .page.experts_page import write_experts_page, write_experts_picture
+
+        title = f"Experts of {trace.name}"
+        if html is not None:
+            write_experts_page(title, found, html)
+        if picture is not None:
+            write_experts_picture(title, found, picture)
     report.done()
     if as_json:
         report.print_json(found.facts())

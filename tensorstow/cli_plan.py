@@ -55,6 +55,10 @@ def plan(
             help="Of feed-forward layers behind ReLU read only active neurons, and keep so many of each.",
         ),
     ] = None,
+    routing: Annotated[
+        Path | None,
+        typer.Option(metavar="TRACE.npz", help="Predict the hits of a cache of experts by this routing."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -67,6 +71,10 @@ def plan(
         from .sparse_rows import with_sparse_rows
 
         request = replace(request, model=with_sparse_rows(request.model, sparse_ffn))
+    if routing is not None:
+        from .moe_runs import with_routing
+
+        request = replace(request, model=with_routing(request.model, routing))
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
     else:
@@ -105,6 +113,10 @@ def run(
         Path | None,
         typer.Option("--trace", metavar="FILE.json", help="One more pass as a trace for Perfetto, beside the plan's."),
     ] = None,
+    record_routing: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write which experts tokens chose, for `tensorstow experts`."),
+    ] = None,
     as_json: Json = False,
     fixed: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -118,6 +130,7 @@ def run(
         return
     check_output(output)
     check_output(trace)
+    check_output(record_routing)
     found = run_plan(
         plan_path,
         model=model,
@@ -127,6 +140,7 @@ def run(
         verify=verify,
         threads=threads,
         trace=trace is not None,
+        routing=record_routing,
         progress=report.progress,
     )
     if trace is not None:

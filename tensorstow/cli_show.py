@@ -35,13 +35,13 @@ def show(
     ] = 5.0,
 ) -> None:
     """Show a plan: what it promises, a map of the memory over time, and who waits for what."""
-    from .ir.files import read_plan
+    from .executors import read_sound
     from .show import print_show
 
     wanted = [p for p in (html, picture, trace, memory_viz) if p is not None]
     for path in wanted:
         check_output(path)
-    file = read_plan(plan_path)
+    file = read_sound(plan_path)
     ran = ()
     if measured is not None:
         from .page.trace import read_measured

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from .executors import Executor, open_executor, read_runnable
 from .hosts import Progress, silent
 from .ir.errors import InputError
 from .ir.files import PlanFile
+from .ir.npz import NO_ARCHIVE, read_npz
 from .ir.paths import atomic_file
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ Arrays = dict[str, NDArray[Any]]
 
 CONTROLS = 3
 """Passes of each control, compute alone and transfers alone, spread over the run; the median counts."""
-
-NO_ARCHIVE = (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise for a file that is no archive, or a damaged one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +49,8 @@ class RunReport:
     verified: Verification | None
     events: tuple[Event, ...] = ()
     """Of one more pass, where a trace was asked for."""
+    experts: dict[str, Any] | None = None
+    """Of a plan that caches experts: what these passes hit, missed and read, beside the predicted hit rate."""
 
     @property
     def median_s(self) -> float:
@@ -79,6 +77,7 @@ class RunReport:
             "written_nbytes": self.written_nbytes,
             "limit_s": {"compute": self.compute_s, "io": self.io_s},
             "verified": None if verified is None else verified.facts(),
+            **({} if self.experts is None else {"experts": self.experts}),
         }
 
 
@@ -92,12 +91,16 @@ def run_plan(
     verify: bool = False,
     threads: int | None = None,
     trace: bool = False,
+    routing: Path | None = None,
     progress: Progress = silent,
 ) -> RunReport:
-    """Execute a plan file `repeat` times and measure it, then the controls, then verify if asked to."""
+    """Execute a plan file `repeat` times and measure it, then the controls, then verify if asked to. `routing` is where
+    to write what the routers chose in these passes."""
+    from .moe_runs import RoutingFile, run_facts
     from .runtime.memory import peak_rss_nbytes
 
     file = read_runnable(plan_path)
+    recorded = None if routing is None else RoutingFile(file, routing)
     if file.training is not None:
         return _run_training(file, model, input_path, output_path, repeat, verify, threads, trace, progress)
     if verify:
@@ -106,7 +109,12 @@ def run_plan(
         require_memory(file)
     with open_executor(file, model=model, threads=threads, progress=progress) as executor:
         inputs = read_inputs(input_path) if input_path else random_inputs(file)
+        if recorded is not None:
+            recorded.begin(executor)
         measured = _measure(executor, inputs, repeat, progress)
+        if recorded is not None:
+            recorded.write()
+        experts = run_facts(file, executor)
         peak = peak_rss_nbytes()
         events: tuple[Event, ...] = ()
         if trace:
@@ -134,6 +142,7 @@ def run_plan(
         written_nbytes=measured.written_nbytes,
         verified=verified,
         events=events,
+        experts=experts,
     )
 
 
@@ -194,17 +203,18 @@ def _measure(executor: Executor, inputs: Arrays, repeat: int, progress: Progress
 
 
 def read_inputs(path: Path) -> Arrays:
-    """Arrays by input name from an .npz file."""
+    """Arrays by input name from an .npz file. Raises InputError for what is none, or is longer than memory has room."""
+    from .runtime.memory import available_nbytes
+
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        read = read_npz(path, most_nbytes=available_nbytes())
+        if read is None:
             raise InputError(f"{path} holds one array without a name, not an .npz; write one with np.savez")
-        with archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
+        return read[0]
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"cannot read inputs from {path}: {reason}; it must be an .npz of arrays by name") from error
-    except (*NO_ARCHIVE, MemoryError) as error:
+    except NO_ARCHIVE as error:
         raise InputError(f"cannot read inputs from {path}: {error}; it must be an .npz of arrays by name") from error
 
 

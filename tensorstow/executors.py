@@ -131,11 +131,31 @@ def _sources(file: PlanFile, model: Path | None) -> tuple[Program, ModelSource]:
     return replace(program, blobs=again.blobs), moved
 
 
+def read_sound(path: Path) -> PlanFile:
+    """A plan file whose graph and machine are such as a plan can be made for, and whose plan speaks of them: who forges
+    one can put anything there. Otherwise the error that says what is wrong; whether the plan is right, too, is the
+    checker's matter."""
+    from .ir.check import check_shape
+    from .planner.validate import validate
+
+    file = read_plan(path)
+    try:
+        validate(file.graph, file.machine)
+    except InputError as error:
+        raise PlanMismatchError(f"{path}: no plan can be for what this file holds: {error}") from error
+    violations = check_shape(file.plan, file.graph, file.machine)
+    if violations:
+        raise PlanMismatchError(
+            f"{path}: this is no plan for what the file holds: {violations[0].message}; plan the model again"
+        )
+    return file
+
+
 def read_runnable(path: Path) -> PlanFile:
     """A plan file that this box can execute; otherwise the error that says why not."""
     from .ir.check import check
 
-    file = read_plan(path)
+    file = read_sound(path)
     require_host(file.machine)
     violations = check(file.plan, file.graph, file.machine)
     if violations:

@@ -11,7 +11,7 @@ from .ir.errors import InputError
 from .ir.files import PlanFile
 from .ir.graph import Graph
 from .ir.machine import Machine
-from .ir.program import ModelSource
+from .ir.program import ModelSource, ModuleProgram
 from .models import Lowered
 from .modules import ModuleModel, module_from_entry, with_sizes
 from .planner.entry import HF
@@ -47,9 +47,13 @@ class GeneratingModel:
         from .planner.pytorch.generation import joint_graph
 
         looked_up = choose_lookups(self.last.timed(machine, progress), machine)
-        decode = self.last.lower(machine, mode, progress)
+        plain = ModuleProgram("", None, False, (), (), {})
+        prompt = self.prefill.parts(machine, progress, looked_up=looked_up, like=plain).graph
+        token = self.last.parts(machine, progress, looked_up=looked_up, like=plain).graph
+        more = max(0, _workspace_nbytes(prompt) - _workspace_nbytes(token))
+        decode = self.last.lower(machine, mode, progress, beside_nbytes=more)
         for name, model in (("prefill", self.prefill), ("first", self.first)):
-            self._graphs[name] = model.parts(machine, progress, looked_up=looked_up).graph
+            self._graphs[name] = model.parts(machine, progress, looked_up=looked_up, like=decode.module).graph
         self._graphs["last"] = decode.graph
         return replace(decode, graph=joint_graph(decode.graph, self._graphs["prefill"]))
 
@@ -76,6 +80,10 @@ class GeneratingModel:
             cache_nbytes=inputs_nbytes(self._graphs["last"]),
             bound_limit_s=BOUND_S,
         )
+
+
+def _workspace_nbytes(graph: Graph) -> int:
+    return max((op.workspace_nbytes for op in graph.operators), default=0)
 
 
 def generating(text: str, dims: Mapping[str, int], new: int) -> GeneratingModel:

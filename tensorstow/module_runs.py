@@ -79,6 +79,7 @@ def _executor(
 ) -> ModuleExecutor:
     """The store opened, or made from what the module holds, and the executor over it. With `hollow`, a folder, what
     would be repacked is a file of zeros there, which takes no room."""
+    from .moe_runs import install_experts
     from .planner.pytorch.binding import kept_names
     from .planner.pytorch.hf import fill_kept
     from .runtime.module.executor import ModuleExecutor
@@ -99,6 +100,7 @@ def _executor(
         executor = ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
         try:
             install_rows(executor, program)
+            install_experts(executor, program)
         except BaseException:
             executor.close()
             raise
@@ -279,11 +281,14 @@ def unconstrained(file: PlanFile, moved: Path | None, inputs: Mapping[str, Any])
     """What the module returns with all its weights in memory, as PyTorch runs it without us."""
     import torch
 
+    from .moe_runs import compute_eagerly
     from .planner.pytorch.hf import fill_kept
 
     made = remake(file, moved)
     if made.matched is not None:
         fill_kept(made.module, made.matched, made.module.state_dict())
+    if _program(file).experts is not None:
+        compute_eagerly(made.module)
     device = _computes_on(file)
     module = made.module if device.type == "cpu" else made.module.to(device)
     args, kwargs = on_device(fresh_inputs(made, inputs), device)

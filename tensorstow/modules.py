@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .hosts import Progress, on_processor, silent
 from .ir.errors import InputError
-from .ir.machine import Machine
-from .ir.program import ModelSource, SourceFile
+from .ir.machine import Machine, TierKind
+from .ir.program import ModelSource, ModuleProgram, SourceFile
 from .models import Lowered
 from .planner.entry import HF, Directory, as_call, make, parse_entry
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .planner.pytorch import ModuleLowered, OpLowered
     from .planner.pytorch.matching import Matched
 
+SETTLING = 8
+"""Rounds in which the smallest budget is looked for; the third one mostly is the last."""
 MEASURED_S = 20.0
 """Seconds that measuring a model's operators may take; each distinct one is measured once on a box."""
 
@@ -29,8 +31,8 @@ MEASURED_S = 20.0
 class ModuleModel:
     """A module with example inputs. `entry` names what makes it again, None for one in memory; `matched` are the files
     of its weights, `origin` the files it came from; `loss` and `optimizer` what its callable gave for training. With
-    `sparse_rows` only the rows of active neurons are read (`sparse_rows.py`). Lowered once; compacted anew for each
-    budget."""
+    `sparse_rows` only the rows of active neurons are read (`sparse_rows.py`). `routing` is a trace of what
+    tokens choose. Lowered once; compacted anew for each budget."""
 
     name: str
     module: nn.Module
@@ -43,32 +45,44 @@ class ModuleModel:
     loss: Any = None
     optimizer: Any = None
     sparse_rows: int | None = None
+    routing: Path | None = None
     _known: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
     def operators(self, progress: Progress = silent) -> OpLowered:
         """The operators of a pass, by formulas."""
-        from .planner.pytorch import lower_module
+        from .moe_runs import lower_experts
 
         if "" not in self._known:
             progress(f"tracing {self.name}", 0.0)
-            self._known[""] = lower_module(self.module, self.args, self.kwargs, name=self.name)
+            self._known[""], self._known["lists"] = lower_experts(self)
         return self._known[""]
 
-    def lower(self, machine: Machine, mode: str, progress: Progress = silent) -> Lowered:
-        """The parts of a pass, with times measured on this box where it is for this box."""
+    def lower(self, machine: Machine, mode: str, progress: Progress = silent, *, beside_nbytes: int = 0) -> Lowered:
+        """The parts of a pass, with times measured on this box where it is for this box. `beside_nbytes` of the budget
+        are not for a cache of experts."""
         if mode != "inference":
             raise InputError(f"mode '{mode}' is not available for a PyTorch module; give inference or training")
-        lowered = self.parts(machine, progress)
+        lowered = self.parts(machine, progress, beside_nbytes=beside_nbytes)
         program = replace(lowered.program, entry=self.entry)
         return Lowered(lowered.graph, module=program)
 
     def parts(
-        self, machine: Machine, progress: Progress = silent, *, looked_up: frozenset[str] | None = None
+        self,
+        machine: Machine,
+        progress: Progress = silent,
+        *,
+        looked_up: frozenset[str] | None = None,
+        like: ModuleProgram | None = None,
+        beside_nbytes: int = 0,
     ) -> ModuleLowered:
         """The parts of a pass, bound to the files. `looked_up` are the tables to leave in the store; by default those
-        for which that pays."""
+        for which that pays. Experts are cached, and weights divided, as in the program `like`, if one is given; else as
+        it pays in what `beside_nbytes` leave of the budget."""
+        from .moe_runs import cache_experts
         from .planner.pytorch import ModuleLowered, choose_lookups, parts, store_link
         from .planner.pytorch.binding import bind, choose_reading
+        from .planner.pytorch.experts import leave_experts
+        from .planner.pytorch.row_ranges import split_like
 
         lowered = self.timed(machine, progress)
         tables = choose_lookups(lowered, machine) if looked_up is None else looked_up
@@ -76,7 +90,29 @@ class ModuleModel:
         if self.matched is not None:
             reading = choose_reading(found.program, self.matched)
             found = ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
-        return self._rows_left(found, lowered, machine)
+        found = self._rows_left(found, lowered, machine)
+        if like is None:
+            lists = self._known["lists"]
+            found = cache_experts(
+                found, lowered, self.module, machine, lists, routing=self.routing, beside_nbytes=beside_nbytes
+            )
+        elif like.experts is not None:
+            found = leave_experts(found, like.experts)
+        if like is not None:
+            return split_like(found, lowered, self.module, like.rows)
+        return self._divided(found, lowered, machine, beside_nbytes)
+
+    def _divided(
+        self, found: ModuleLowered, lowered: OpLowered, machine: Machine, beside_nbytes: int = 0
+    ) -> ModuleLowered:
+        """With large weights in ranges of rows, where the processor computes and not everything fits twice over;
+        `beside_nbytes` of the budget are not for them."""
+        from .planner.pytorch.row_ranges import split_rows
+
+        tier = machine.tier[machine.units[0].tier]
+        if tier.kind is not TierKind.DRAM or found.graph.nbytes <= tier.usable_nbytes // 2:
+            return found
+        return split_rows(found, lowered, self.module, tier.usable_nbytes - beside_nbytes)
 
     def _rows_left(self, found: ModuleLowered, lowered: OpLowered, machine: Machine) -> ModuleLowered:
         """Without what is read by rows."""
@@ -103,6 +139,7 @@ class ModuleModel:
 
     def smallest_budget(self, machine: Machine) -> int:
         """What the hungriest part needs: its weights, the activations that live then, and the reserve."""
+        from .moe_runs import cache_least
         from .planner.instance import make_instance
         from .planner.pytorch import parts, store_link, tables
 
@@ -111,9 +148,22 @@ class ModuleModel:
         lowered = self.operators()
         looked_up = frozenset(tables(lowered))
         found = parts(lowered, machine.units[0], looked_up=looked_up, link=store_link(machine))
-        graph = self._rows_left(found, lowered, machine).graph
-        whole = make_instance(graph, roomy)
-        return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + machine.tier[tier].reserve_nbytes
+        found = self._rows_left(found, lowered, machine)
+        found = cache_least(found, lowered, self.module, machine, self._known["lists"])
+        reserve = machine.tier[tier].reserve_nbytes
+
+        def needed(one: ModuleLowered) -> int:
+            whole = make_instance(one.graph, roomy)
+            return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + reserve
+
+        undivided = needed(found)
+        budget = reserve + 1
+        for _ in range(SETTLING):  # how finely weights are divided depends on the budget, and the need on that
+            need = needed(self._divided(found, lowered, machine.with_capacity({tier: budget})))
+            if need <= budget:
+                return min(budget, undivided)
+            budget = need
+        return undivided
 
 
 def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, progress: Progress) -> OpLowered:
@@ -127,8 +177,11 @@ def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, prog
     return with_times(lowered, machine, progress, python_ns=python)
 
 
-def with_times(lowered: OpLowered, machine: Machine, progress: Progress, *, python_ns: int = 0) -> OpLowered:
-    """`lowered` with the times that its operators take on this box, and `python_ns` of Python beside them."""
+def with_times(
+    lowered: OpLowered, machine: Machine, progress: Progress, *, python_ns: int = 0, warm: bool = False
+) -> OpLowered:
+    """`lowered` with the times that its operators take on this box, and `python_ns` of Python beside them. `warm`: the
+    plan says where results lie, in memory that was touched before."""
     from .planner.pytorch.measured import requests, with_measured
     from .runtime.torch_rates import measure
 
@@ -139,6 +192,7 @@ def with_times(lowered: OpLowered, machine: Machine, progress: Progress, *, pyth
         requests(lowered, unit),
         threads=threads,
         budget_s=MEASURED_S,
+        warm=warm,
         progress=lambda share: progress("measuring operators", share),
     )
     return with_measured(lowered, unit, found.times, python_ns=python_ns)

@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 import textwrap
+import time
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from .ir.machine import Machine, Unit
 from .ir.program import ModuleProgram
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
+from .moe_runs import experts_facts, experts_text, reads_text
+from .whole_experts import whole_experts
 
 if TYPE_CHECKING:
     from .execute import RunReport
@@ -45,15 +49,53 @@ def error(message: str, status: int, *, as_json: bool, smallest_nbytes: int | No
         print_json({"error": message, "exit_status": status, **least})
 
 
+def causes(error: BaseException) -> None:
+    """What an error was raised from, the nearest first, each with the line that raised it; on stderr."""
+    found: BaseException | None = error
+    while found is not None:
+        frames = traceback.extract_tb(found.__traceback__)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+        word = "raised as" if found is error else "caused by"
+        err.print(f"  [dim]{word}[/] {type(found).__name__}: {escape(str(found))}[dim]{escape(where)}[/]")
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
 def note(message: str) -> None:
     """A remark on stderr."""
     err.print(escape(message))
 
 
+class _Clock:
+    """Since when something has been under way."""
+
+    def __init__(self) -> None:
+        self.what, self.began = "", 0.0
+
+    def seconds(self, what: str) -> float:
+        """Since `what` was first named without anything else in between."""
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.began = what, now
+        return now - self.began
+
+
+_clock = _Clock()
+LONG_S = 2.0
+"""What takes longer is told how long it will take, as far as that is known."""
+
+
+def remaining(share: float, taken_s: float) -> str:
+    """' 40%, 12 s left': how long the rest takes at the pace so far, from `LONG_S` on; no guess without a share."""
+    if share <= 0:
+        return f", {taken_s:.0f} s" if taken_s >= LONG_S else ""
+    left = f", {seconds(taken_s * (1 - share) / share)} left" if taken_s >= LONG_S and share < 1 else ""
+    return f" {min(share, 1.0):4.0%}{left}"
+
+
 def progress(what: str, share: float) -> None:
     """A line that replaces itself on a terminal; nothing where nobody watches."""
     if err.is_terminal:
-        percent = f" {share:4.0%}" if share else ""
+        percent = remaining(share, _clock.seconds(what))
         what = what[: max(8, err.width - len(percent) - 1)]  # a line that wraps cannot replace itself
         err.print(f"\r\x1b[2K[dim]{escape(what)}{percent}[/]", end="")
 
@@ -94,6 +136,12 @@ def plan_facts(planned: Planned) -> dict[str, Any]:
     file = planned.file
     certificate = file.plan.certificate
     more: dict[str, Any] = {}
+    experts = experts_facts(file)
+    if experts is not None:
+        more["experts"] = experts
+    whole = whole_experts(file)
+    if whole is not None:
+        more["experts_read_whole"] = whole.facts
     if file.training is not None:
         from .report_training import training_facts
 
@@ -136,6 +184,12 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
         rows.append(("process peak", f"{promised}; {fixed} of it interpreter, libraries, kernels"))
     if file.module is not None:
         rows.append(("weights", _weights(file.module)))
+    experts = experts_text(file)
+    if experts is not None:
+        rows += [("experts", experts), ("experts' reads", reads_text(file) or "")]
+    whole = whole_experts(file)
+    if whole is not None:
+        rows.append(("experts", whole.text))
     if file.training is not None:
         from .report_training import training_rows
 
@@ -220,6 +274,13 @@ def print_run(found: RunReport) -> None:
     elif found.compute_s is not None:
         plain = f"without a plan {seconds(found.compute_s)}: {found.median_s / found.compute_s:.2f} x that"
         out.print(f"{passes} steps; {plain}")
+    if found.experts is not None:
+        e = found.experts
+        out.print(
+            f"experts: hit rate {e['hit_rate']:.2f}, predicted {e['predicted_hit_rate']:.2f}; {e['misses']} read when "
+            f"chosen, {e['ahead']} ahead ({e['ahead_used']} of them used), {format_size(e['read_nbytes'])} in "
+            f"all; waited {seconds(e['stalled_s'])}"
+        )
     if found.verified is not None:
         v = found.verified
         bits = "bits equal the unconstrained run" if v.bit_identical else "BITS DIFFER from the unconstrained run"

@@ -71,12 +71,19 @@ def training_facts(file: PlanFile, program: TrainingProgram) -> dict[str, Any]:
         "kept_nbytes": program.kept_nbytes,
         "placed_parameters": len(program.parameters),
         "optimizer": None if program.optimizer is None else program.optimizer.kind,
+        "hooked": None if program.hooked is None else program.hooked.why,
     }
 
 
 def training_rows(file: PlanFile, program: TrainingProgram) -> list[tuple[str, str]]:
     """Lines for people."""
     found, graph = fates(file, program), file.graph
+    if program.hooked is not None:
+        return [
+            ("not traced", program.hooked.why),
+            ("saved tensors", f"for the backward {found.kept} kept, {found.offloaded} offloaded, by hooks"),
+            ("kept in memory", f"{format_size(program.kept_nbytes)}: parameters, batch, gradients, what kernels take"),
+        ]
     rows = [
         (
             "activations",

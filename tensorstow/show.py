@@ -12,6 +12,7 @@ from .ir.plan import Plan, Residency
 from .ir.simulate import Timeline, simulate
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
+from .moe_runs import experts_text
 from .report import out, percent
 from .report_training import training_rows
 
@@ -51,6 +52,9 @@ def _print_promise(file: PlanFile) -> None:
         f"proven bound {seconds(certificate.bound_s)}, this plan is {gap}"
     )
     out.print(f"[dim]{escape(certificate.bound_kind)}[/]")
+    experts = experts_text(file)
+    if experts is not None:
+        out.print(f"experts: {escape(experts)}")
     if file.training is not None:
         turn = [s.op for s in plan.steps].index(file.training.turn)
         out.print(f"a training step: forward to step {turn}, then backward")
@@ -147,6 +151,8 @@ def _print_largest(file: PlanFile, tier: str) -> None:
                 else (f"{format_size(kept)} stay, " if kept else "")
                 + f"{format_size(moved.get(s.id, 0))} loaded every pass"
             )
+        elif s.kind is StorageKind.EXPERT:
+            where = "stays in the store; its experts are cached as they are chosen"
         else:
             where = (
                 "spilled"

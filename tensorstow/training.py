@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ from .planner.entry import HF
 if TYPE_CHECKING:
     from .planner.training import Scope, StepLowered, TrainingLowered
     from .runtime.training.executor import TrainingExecutor
+    from .runtime.training.hooked import HookedSteps
     from .runtime.training.joint import Joint
 
 
@@ -32,7 +34,8 @@ class TrainingModel:
     model: ModuleModel
     loss: Callable[[Any], Any] | None = None
     optimizer: Any = None
-    _known: dict[Any, Any] = field(default_factory=dict[Any, Any], compare=False, repr=False)
+    known: dict[Any, Any] = field(default_factory=dict[Any, Any], compare=False, repr=False)
+    """What was found out before."""
 
     @property
     def name(self) -> str:
@@ -44,40 +47,50 @@ class TrainingModel:
         from .runtime.training.joint import capture_joint
         from .runtime.training.losses import picked
 
-        if "joint" not in self._known:
+        if "joint" not in self.known:
             progress(f"tracing {self.name}", 0.0)
             model = self.model
             joint = capture_joint(
                 model.module, model.args, model.kwargs, self.loss or picked
             )  # an error there has no line
-            self._known["joint"] = _one_loss(joint, self.name)
-        return self._known["joint"]
+            self.known["joint"] = _one_loss(joint, self.name)
+        return self.known["joint"]
 
     def step(self, progress: Progress = silent) -> StepLowered:
         """The operators of a step, by formulas."""
         from .planner.training import lower_joint, with_updates
         from .planner.training.optimizer import optimizer_calls
 
-        if "step" not in self._known:
+        if "step" not in self.known:
             found = lower_joint(self.joint(progress), name=self.name)
             if self.optimizer is not None:
                 found = with_updates(found, optimizer_calls(self.optimizer, self.model.module))
-            self._known["step"] = found
-        return self._known["step"]
+            self.known["step"] = found
+        return self.known["step"]
 
     def timed(self, machine: Machine, progress: Progress) -> StepLowered:
         """With measured times of operators, if the machine is this box."""
         step = self.step(progress)
         if not runs_here(machine):
             return step
-        if "measured" not in self._known:
-            operators = with_times(step.operators, machine, progress)
-            self._known["measured"] = replace(step, operators=operators)
-        return self._known["measured"]
+        if "measured" not in self.known:
+            operators = with_times(step.operators, machine, progress, warm=True)
+            self.known["measured"] = replace(step, operators=operators)
+        return self.known["measured"]
 
     def lower(self, machine: Machine, mode: str, progress: Progress = silent) -> Lowered:
         """What is planned of a step: as much kept in memory as the machine's budget allows."""
+        from .runtime.training.refusals import NoSingleGraphError
+
         assert mode == "training", "made for it"
+        try:
+            self.joint(progress)
+        except NoSingleGraphError as refused:
+            from .training_hooked import lower_hooked
+
+            lowered = lower_hooked(self, machine, refused, progress)
+            self.known["hooked"] = lowered.graph
+            return lowered
         found = self._chosen(self.timed(machine, progress), machine)
         return Lowered(found.graph, training=replace(found.program, entry=self.model.entry))
 
@@ -117,13 +130,19 @@ class TrainingModel:
         from .runtime.training.update_calls import update_ns
 
         form = kind, json.dumps(options, sort_keys=True), dtype, elements
-        if form not in self._known:
-            self._known[form] = update_ns(kind, options, dtype, elements)
-        return self._known[form]
+        if form not in self.known:
+            self.known[form] = update_ns(kind, options, dtype, elements)
+        return self.known[form]
 
     def source(self) -> ModelSource | None:
         """The files that the module came from."""
         return self.model.source()
+
+    def held_beside_nbytes(self) -> int:
+        """What this process holds beside what a plan of the step counts."""
+        from .training_fixed import held_beside_nbytes
+
+        return held_beside_nbytes(self)
 
     def smallest_budget(self, machine: Machine) -> int:
         """What the hungriest operator needs with all placed that can be, beside what is kept, and the reserve."""
@@ -131,7 +150,7 @@ class TrainingModel:
         from .planner.training import ALL
 
         tier = machine.units[0].tier
-        graph = self._placed(self.step(), ALL, machine).graph
+        graph = self.known["hooked"] if "hooked" in self.known else self._placed(self.step(), ALL, machine).graph
         whole = make_instance(graph, machine.with_capacity({tier: 1 << 60}), mode="training")
         return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + machine.tier[tier].reserve_nbytes
 
@@ -189,13 +208,16 @@ _LIVE = "_planned_with"
 
 def apply_training(
     file: PlanFile, model: Any, *, loss: Callable[[Any], Any] | None, optimizer: Any, threads: int | None
-) -> TrainingExecutor:
-    """What runs the training step `file`: on the module given, or on the one that its entry makes.
+) -> TrainingExecutor | HookedSteps:
+    """What runs the training step `file`: on the module given, or on the one that its entry makes. A step that could
+    not be traced is run by hooks; a warning says so, and why.
 
     Without `loss` and `optimizer` those that it was planned with, where this process planned it, or those of its
     entry. Raises PlanMismatchError and InputError where plan, module and optimizer do not belong together.
     """
     from .runtime.training.executor import TrainingExecutor
+    from .runtime.training.hooked import HookedSteps
+    from .training_hooked import notice
 
     program = file.training
     assert program is not None
@@ -205,6 +227,9 @@ def apply_training(
         made = remade(program, file, None if model is None else os.fspath(model))
         model, known = made.model.module, (made.loss, made.optimizer)
     loss, optimizer = loss if loss is not None else known[0], optimizer if optimizer is not None else known[1]
+    if program.hooked is not None:
+        warnings.warn(notice(program.hooked.why, file.graph.name), stacklevel=3)
+        return HookedSteps(file, model, loss=loss, optimizer=optimizer, threads=threads)
     return TrainingExecutor(file, model, loss=loss, optimizer=optimizer, threads=threads)
 
 

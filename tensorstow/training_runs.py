@@ -28,24 +28,23 @@ def run_training(
     """One step to warm up, `repeat` that are measured, and with `verify` the same steps of a module made anew, without
     a plan: losses, and then gradients and parameters, or parameters where the step updates them, must be equal."""
     from .execute import RunReport
-    from .runtime.memory import current_rss_nbytes, peak_rss_nbytes, reset_peak
+    from .runtime.memory import peak_rss_nbytes
     from .training import apply_training, remade
 
     assert file.training is not None
     made = remade(file.training, file, None if model is None else str(model))
     if verify:
         _require_memory(file)
-    # What the process takes without the step, tracing included, which comes with its first call. The plan counts the
-    # parameters.
-    made.joint(progress)
-    fixed = current_rss_nbytes() - sum(p.numel() * p.element_size() for p in made.model.module.parameters())
+    if not file.fixed_nbytes:
+        # What the process takes without the step, tracing included, which comes with its first call.
+        made.joint(progress)
+        file = replace(file, fixed_nbytes=made.held_beside_nbytes())
     progress("preparing the step", 0.0)
     began = time.perf_counter()
     step = apply_training(file, made.model.module, loss=made.loss, optimizer=made.optimizer, threads=threads)
     load_s = time.perf_counter() - began
     read = written = 0
     with step:
-        reset_peak()
 
         def counted(number: int) -> None:
             nonlocal read, written
@@ -60,7 +59,7 @@ def run_training(
         progress("running without a plan", 0.0)
         verified, plain_s = _verified(file, model, made, losses, repeat)
     return RunReport(
-        file=replace(file, fixed_nbytes=max(0, fixed)),
+        file=file,
         load_s=load_s,
         load_nbytes=0,
         measured_s=tuple(times[1:]),

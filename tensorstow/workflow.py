@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from .executors import measure_fixed, open_executor
 from .hosts import Progress, require_host, runs_here, silent
@@ -31,6 +31,15 @@ class Request:
     time_limit_s: float = 20.0
     seed: int = 0
     engine: str = "auto"
+
+
+@runtime_checkable
+class TrainsHere(Protocol):
+    """A model whose planned steps run in the process that plans them."""
+
+    def held_beside_nbytes(self) -> int:
+        """What this process holds beside what a plan counts."""
+        ...
 
 
 DEFAULT_STRATEGY = {"training": "stow-recompute"}
@@ -111,8 +120,11 @@ def make_plan(request: Request, *, strategy: str | None = None, progress: Progre
         raise _with_smallest_budget(error, request, progress) from error
     file = _file(plan, lowered, machine, request)
     solve_s = time.perf_counter() - began
-    if not runs_here(request.machine) or file.source is None or file.training is not None:
+    if not runs_here(request.machine):
         return Planned(file, solve_s)
+    if file.source is None:  # a module in memory: its steps run in this process; of inference nothing is promised
+        fixed = request.model.held_beside_nbytes() if isinstance(request.model, TrainsHere) else 0
+        return Planned(replace(file, fixed_nbytes=fixed), solve_s)
     progress("measuring the process's fixed part", 0.0)
     return Planned(replace(file, fixed_nbytes=measure_fixed(file)), solve_s)
 

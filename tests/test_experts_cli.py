@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tensorstow.planner.experts.trace import write_trace
 
 from .conftest import Cli
 from .planner.test_experts import GOOD, made_up
+from .test_page import unpacked
 
 
 @pytest.fixture
@@ -79,6 +81,29 @@ def test_sizes_are_bytes(cli: Cli, tmp_path: Path) -> None:
     said = cli("experts", path, "--experts", 8, "--cache", least, "--policies", "lru,belady", "--json")
     assert said.status == 0
     assert said.json["rows"][0]["cache"] == least
+
+
+def test_pages_and_pictures_show_what_the_object_says(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    page, picture = tmp_path / "e.html", tmp_path / "e.svg"
+    said = cli(
+        "experts", trace, "--experts", 8, "--cache", "3,5", "--policies", "lru,decayed,belady", "--html", page,
+        "--picture", picture, "--json",
+    )  # fmt: skip
+    assert said.status == 0, said.err
+    figures = json.loads(unpacked(page.read_text(), "figures"))
+    rates = {(row["policy"], row["cache"]): row["hit_rate"] for row in said.json["rows"]}
+    drawn = {
+        (line["name"], x): y for line in figures["hits"]["data"] for x, y in zip(line["x"], line["y"], strict=True)
+    }
+    assert drawn == rates
+    srp = next(line for line in figures["local"]["data"] if line["name"] == "SRP")
+    assert {str(m): y for m, y in zip(srp["x"], srp["y"], strict=True)} == {
+        m: value for m, value in said.json["srp"].items() if int(m) in srp["x"]
+    }
+    assert len(figures["used"]["data"]) == 3
+    assert picture.read_bytes().startswith(b"<?xml")
+    refused = cli("experts", trace, "--experts", 8, "--cache", 4, "--picture", tmp_path / "e.gif")
+    assert (refused.status, (tmp_path / "e.gif").exists()) == (2, False)
 
 
 WRONG = {

@@ -128,7 +128,7 @@ def test_states_are_placed_only_where_the_step_does_not_fit_beside_them() -> Non
     assert gradients
 
 
-def test_parameters_are_placed_where_nothing_else_fits_and_such_a_plan_is_not_run() -> None:
+def test_parameters_are_placed_where_nothing_else_fits() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -144,9 +144,8 @@ def test_parameters_are_placed_where_nothing_else_fits_and_such_a_plan_is_not_ru
     assert len(file.training.parameters) >= 12
     assert sum(s.nbytes for s in file.graph.storages if s.kind is StorageKind.WEIGHT) > 8 << 20
     assert not check(file.plan, file.graph, file.machine)
-    assert file.plan.certificate.moved_nbytes["dram->ssd"] >= 11 << 20  # all is updated, so all is written
-    with pytest.raises(ts.PlanMismatchError):
-        ts.apply(file, case.module)
+    # All is updated, so what memory cannot hold is written.
+    assert file.plan.certificate.moved_nbytes["dram->ssd"] >= (12 << 20) - (8 << 20)
 
 
 def test_what_cannot_fit_says_what_would() -> None:

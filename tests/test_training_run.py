@@ -34,6 +34,13 @@ def with_optimizer():
     return module, batch, None, torch.optim.AdamW(module.parameters(), lr=1e-2)
 
 
+def wide():
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
+    square = lambda out: out.square().mean()
+    return module, (torch.randn(16, 256),), square, torch.optim.AdamW(module.parameters())
+
+
 def broken():
     module, batch = make()
     with open(__file__ + ".count", "a+") as file:
@@ -66,6 +73,24 @@ def test_steps_of_a_plan_file_are_those_without_it(
     assert len(facts["measured_s"]) == 2
     assert facts["limit_s"]["compute"] > 0
     assert facts["fixed_nbytes"] > 0
+
+
+def test_a_step_runs_in_less_memory_than_its_parameters_take(
+    cli: Cli, script: Path, tmp_path: Path, no_measuring: int
+) -> None:
+    assert no_measuring
+    plan, parameters_nbytes = tmp_path / "plan.json", 8 * (256 * 256 + 256) * 4
+    budget = ("--tier", f"dram={parameters_nbytes - 1}", "--time-limit", "2")
+    said = cli("plan", f"{script}:wide", "--mode", "training", *budget, "-o", plan, "--json")
+    assert said.status == 0, said.err
+    planned = json.loads(said.out)
+    assert planned["training"]["placed_parameters"] >= 8
+    assert planned["peak_nbytes"]["dram"] < parameters_nbytes
+    said = cli("run", plan, "--repeat", "2", "--verify", "--json")
+    assert said.status == 0, said.err
+    facts = json.loads(said.out)
+    assert facts["verified"]["bit_identical"]
+    assert facts["written_nbytes"] > 0
 
 
 def test_the_steps_of_another_module_are_told(cli: Cli, script: Path, tmp_path: Path, no_measuring: int) -> None:

@@ -22,9 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import InfeasibleError, InputError
+from ...ir.npz import NO_ARCHIVE, read_npz
 from ...ir.paths import write_atomic
 from ...ir.sizes import format_size
 from ...solvers.caching.problem import NONE, Ids, Ints, Requests
+
+ARRAYS = ("experts", "offsets", "dataset", "gate_probs_u8", "gates", "expert_nbytes")
+"""What is read of the file."""
+MOST_NBYTES = 1 << 30
+"""The longest trace that is read, unpacked. A billion ids of one byte: months of tokens; in numbers of eight bytes, as
+they are looked at, it fits the memory of a workstation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,9 +121,9 @@ def read_trace(path: Path, experts: int) -> Trace:
     """
     if experts < 1:
         raise InputError(f"--experts {experts}: a layer has at least one expert")
-    arrays = _load(path)
+    arrays, names = _load(path)
     if "experts" not in arrays:
-        have = ", ".join(sorted(arrays)) or "nothing"
+        have = ", ".join(sorted(names)) or "nothing"
         raise InputError(f"{path}: there is no array 'experts' [tokens, layers, top_k]; the file holds {have}")
     ids = _ids(path, arrays["experts"], experts)
     offsets = _offsets(path, arrays.get("offsets"), ids.shape[0])
@@ -143,25 +150,25 @@ def write_trace(trace: Trace, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
+def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    """The arrays that a trace may have, and the names of all that there are."""
     try:
-        opened: Any = np.load(path, allow_pickle=False)
-        if isinstance(opened, np.ndarray):
+        read = read_npz(path, most_nbytes=MOST_NBYTES, names=ARRAYS)
+        if read is None:
             raise InputError(f"{path}: one bare array; a trace is an npz archive with an array 'experts'")
-        with opened as file:
-            return {name: file[name] for name in file.files}
+        return read
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: not an npz archive: {error}; write it with numpy.savez_compressed") from error
+    except NO_ARCHIVE as error:
         # A ragged list of lists is stored as Python objects, which only a pickle could bring back.
         hint = "layers of different width are stored so: fill sets up with the type's greatest number instead"
         if "pickle" not in str(error):
             hint = "write it with numpy.savez_compressed"
         raise InputError(f"{path}: not a trace: {error}; {hint}") from error
-    except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
-        raise InputError(f"{path}: not an npz archive: {error}; write it with numpy.savez_compressed") from error
 
 
 def _ids(path: Path, found: NDArray[Any], experts: int) -> Ids:

@@ -59,6 +59,12 @@ def load_model(path: Path) -> LoadedModel:
         raise InputError(f"model '{path}' is not an ONNX file: its bytes are no ONNX protobuf message") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise InputError(f"model '{path}' is not an ONNX file, or a truncated one: it has no graph or no opset")
+    # Text that is no UTF-8 comes from protobuf as bytes, whatever its types say.
+    wrong = next((t for t in (proto.graph.name, *_texts(proto.graph)) if not isinstance(t, str)), None)
+    if wrong is not None:
+        raise InputError(
+            f"model '{path}' is not an ONNX file, or a damaged one: the name {wrong!r:.60} is no UTF-8 text"
+        )
     files: dict[Path, None] = {}
     for tensor in tensors_of(proto.graph):
         source = _checked(tensor, resolved.parent)
@@ -92,6 +98,22 @@ def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
             for nested in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 yield from tensors_of(nested)
+
+
+def _texts(graph: GraphProto) -> Iterator[object]:
+    """Every name in a graph, those of nested graphs included, and where external data is said to lie."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+        yield from (d.dim_param for d in value.type.tensor_type.shape.dim)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for nested in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _texts(nested)
+    for tensor in tensors_of(graph):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
 
 
 def source_of(tensor: TensorProto, folder: Path) -> Source | None:
@@ -164,8 +186,8 @@ def _checked(tensor: TensorProto, folder: Path) -> Source | None:
 
 def _number(name: str, entries: dict[str, str], key: str, default: int) -> int:
     text = entries.get(key, str(default))
-    if not (text.isascii() and text.isdigit()):
-        raise InputError(f"external data of tensor '{name}' has the {key} '{text}', which is no number of bytes")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):  # no file has 10**19 bytes
+        raise InputError(f"external data of tensor '{name}' has the {key} '{text[:40]}', which is no number of bytes")
     return int(text)
 
 
@@ -176,10 +198,11 @@ def _inside(name: str, location: str, folder: Path) -> Path:
         raise InputError(f"tensor '{name}' is external data without a usable location")
     try:
         path = (folder / location).resolve()
-    except (OSError, RuntimeError) as error:
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{where} cannot be resolved: {error}") from error
     if Path(location).is_absolute() or not path.is_relative_to(folder):
         raise InputError(f"{where} leaves the model's folder '{folder}'; put the file beside the model")
-    if not path.is_file():
+    if not there:
         raise InputError(f"{where} is missing: there is no file '{path}'")
     return path

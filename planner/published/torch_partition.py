@@ -132,9 +132,10 @@ class Partition:
         return {s: tuple(ops) for s, ops in found.items()}
 
     def users_of(self, op: str) -> tuple[str, ...]:
-        """Operators that read what `op` makes, in order."""
-        found = dict.fromkeys(u for s in self.flow.writes[op] for u in self.users.get(s, ()) if u != op)
-        return tuple(sorted(found, key=lambda u: self.flow.step[u]))
+        """Operators that read what `op` makes, in order. What read the same bytes before `op` changed them is none."""
+        step = self.flow.step
+        found = dict.fromkeys(u for s in self.flow.writes[op] for u in self.users.get(s, ()) if step[u] > step[op])
+        return tuple(sorted(found, key=lambda u: step[u]))
 
     @cached_property
     def backward(self) -> frozenset[str]:

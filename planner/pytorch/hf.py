@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ...ir.errors import InputError
-from .matching import Matched
+from .matching import Matched, computable
 from .tensors import FileTensor, WeightFiles
 from .weights import has_weights, open_weights
 
@@ -117,7 +117,8 @@ def _dtype(asked: str | None, config: Any, files: WeightFiles | None, path: Path
 
 
 def make_skeleton(model: HfModel) -> nn.Module:
-    """The module of a directory in eval mode: parameters on meta, buffers with their values, weights tied as they are.
+    """The module of a directory in eval mode: parameters on meta, buffers with their values, weights tied as they are;
+    what the model computes and does not save has values, too.
 
     Raises InputError where the module cannot be made from the config.
     """
@@ -134,9 +135,30 @@ def make_skeleton(model: HfModel) -> nn.Module:
         ) from error
     module.tie_weights()
     _keep_in_float32(module, model.dtype)
+    _compute(module)
     if (model.path / "generation_config.json").is_file() and module.can_generate():
         module.generation_config = transformers.GenerationConfig.from_pretrained(str(model.path), local_files_only=True)
     return module.eval()
+
+
+def _compute(module: Any) -> None:
+    """Give values to parameters that the model computes itself (`computable`), by its own initialisation.
+
+    One that comes out otherwise the second time is random, and stays on meta: a checkpoint has to have it.
+    """
+    for name in sorted(computable(module)):
+        prefix, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(prefix)
+        before = owner.get_parameter(attribute)
+        found: list[torch.Tensor] = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for start in (0.0, 1.0):
+                made = torch.full(before.shape, start, dtype=before.dtype)
+                setattr(owner, attribute, nn.Parameter(made, requires_grad=False))
+                module._init_weights(owner)
+                found.append(owner.get_parameter(attribute))
+        if not torch.equal(*found):
+            setattr(owner, attribute, before)
 
 
 class _NothingRandom(TorchFunctionMode):

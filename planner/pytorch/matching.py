@@ -34,10 +34,11 @@ def match(module: Any, files: WeightFiles) -> Matched:
     """Find the file's tensor of every parameter and persistent buffer of `module`, an nn.Module, skeleton or not.
 
     Names differ as transformers lets them differ (a base model's prefix, renamings of its versions, experts stacked).
-    Buffers that the file lacks keep their value. Raises InputError for parameters that it lacks, and for tensors of
-    another shape or type, with both.
+    Buffers that the file lacks keep their value, and so do frozen parameters that the model computes (`computable`).
+    Raises InputError for other parameters that it lacks, and for tensors of another shape or type, with both.
     """
     wanted: dict[str, Any] = dict(module.state_dict(keep_vars=True))
+    computed = computable(module)
     found, extra = _by_module_name(module, files, wanted)
     parameters = {id(p) for p in module.parameters()}
     tensors: dict[str, FileTensor] = {}
@@ -49,7 +50,7 @@ def match(module: Any, files: WeightFiles) -> Matched:
         if present:
             _check_tied(present, found)
             tensors.update(dict.fromkeys(names, found[present[0]]))
-        elif id(wanted[names[0]]) in parameters:
+        elif id(wanted[names[0]]) in parameters and (wanted[names[0]].is_meta or names[0] not in computed):
             missing.append(names[0])
     if missing:
         raise InputError(
@@ -57,6 +58,15 @@ def match(module: Any, files: WeightFiles) -> Matched:
             "checkpoint of another model, or only a part of one"
         )
     return Matched(files, tensors, tuple(extra))
+
+
+def computable(module: Any) -> frozenset[str]:
+    """Parameters of `module` that are not trained, and that its authors say a checkpoint may lack: tables of positions
+    that the model computes."""
+    names = ("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing")
+    patterns = [p for n in names for p in getattr(module, n, None) or ()]
+    frozen = (n for n, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad)
+    return frozenset(n for n in frozen if any(re.search(p, n) for p in patterns))
 
 
 def _tied(wanted: dict[str, Any]) -> Iterable[list[str]]:

@@ -21,6 +21,8 @@ _KEY_BLOCK = 512
 _QUERY_BLOCKS = ((768, 256), (192, 64), (0, 32))
 """aten/src/ATen/native/cpu/FlashAttentionKernel.cpp: keys, and queries by their number, are taken in such blocks."""
 _FLOAT_NBYTES = 4
+_IMAGE_CHANNELS = 4
+"""oneDNN reads sources of up to so many channels as they lie."""
 
 
 def call_cost(node: fx.Node) -> OperatorCost:
@@ -44,13 +46,15 @@ def call_cost(node: fx.Node) -> OperatorCost:
 def _convolution(call: Call) -> Work:
     """Weight [filters, channels / groups, ...]; transposed, [channels, filters / groups, ...].
 
-    oneDNN makes a blocked copy of the result and of the weight, of a transposed one's result two. In half precision,
-    which this kind of processor computes in float, copies of source and result are made in both.
+    oneDNN makes a blocked copy of the weight, of the result (of a transposed one's two, and none of its source) and,
+    unless it has the channels of an image, of the source. In half precision, which this kind of processor computes in
+    float, copies of source and result are made in both.
     """
     source, weight = call.inputs[0], call.inputs[1]
     transposed = bool(call.arguments.get("transposed"))
     flops = 2 * (source.numel() if transposed else call.out_elements) * prod(weight.shape[1:])
     workspace = (2 if transposed else 1) * call.out_nbytes + tensor_nbytes(weight)
+    workspace += tensor_nbytes(source) if source.shape[1] > _IMAGE_CHANNELS and not transposed else 0
     if source.element_size() < _FLOAT_NBYTES:
         workspace = 3 * (call.out_nbytes + tensor_nbytes(source))
     return Work(_convolution_class(call, weight), flops, None, workspace)
@@ -64,14 +68,16 @@ def _convolution_class(call: Call, weight: torch.Tensor) -> str:
 def _convolution_backward(call: Call) -> Work:
     """One more convolution for the gradient of the source, and one for that of the weight.
 
-    The incoming gradient is copied into blocks, with it the source for the weight's gradient, else the weight.
+    The incoming gradient is copied into blocks, with it the weight (an image's once more, with as many channels as a
+    block has) and, for the weight's gradient, the source.
     """
     gradient, source, weight = call.inputs[:3]
     mask = cast("tuple[bool, ...]", call.arguments["output_mask"])
     outer = source.numel() if call.arguments.get("transposed") else gradient.numel()
     flops = 2 * outer * prod(weight.shape[1:]) * (bool(mask[0]) + bool(mask[1]))
-    beside = source if mask[1] else weight
-    workspace = tensor_nbytes(gradient) + tensor_nbytes(beside)
+    workspace = tensor_nbytes(gradient) + tensor_nbytes(weight)
+    workspace += tensor_nbytes(source) if mask[1] else 0
+    workspace += 2 * tensor_nbytes(weight) if weight.shape[1] <= _IMAGE_CHANNELS else 0
     if source.element_size() < _FLOAT_NBYTES:
         workspace *= 3
     return Work(_convolution_class(call, weight), flops, None, workspace)
@@ -119,6 +125,17 @@ def _rms_norm_backward(call: Call) -> Work:
 def _dropout(call: Call) -> Work:
     """The input times the mask, and that times a factor: the first is there until the second is."""
     return Work("elementwise", 2 * call.out_elements, None, tensor_nbytes(call.outputs[0]))
+
+
+def _dropout_backward(call: Call) -> Work:
+    """The mask as numbers, and the gradient times these; both are there until the product with the factor is begun."""
+    return Work("elementwise", 2 * call.out_elements, None, 2 * tensor_nbytes(call.outputs[0]))
+
+
+def _safe_softmax(call: Call) -> Work:
+    """Where a row is masked as a whole: a truth value for each score, and one for each row."""
+    elements_in, rows = call.out_elements, call.out_elements // max(1, call.inputs[0].shape[-1])
+    return Work("softmax", 5 * elements_in, None, elements_in + rows)
 
 
 def _embedding_backward(call: Call) -> Work:
@@ -171,7 +188,9 @@ _RULES: dict[str, Callable[[Call], Work]] = {
     **_names("native_batch_norm_backward batch_norm_backward", _batch_norm_backward),
     **_names("_native_batch_norm_legit_functional _batch_norm_with_update_functional", _simple("normalise", 4)),
     **_names("native_group_norm_backward", _simple("normalise", 14)),
-    **_names("native_dropout native_dropout_backward", _dropout),
+    "native_dropout": _dropout,
+    "native_dropout_backward": _dropout_backward,
+    "_safe_softmax": _safe_softmax,
     **_names("embedding_dense_backward embedding_backward", _embedding_backward),
     **_names("nll_loss_forward nll_loss2d_forward", _picked_loss),
     **_names("nll_loss_backward nll_loss2d_backward", _filled_gradient),

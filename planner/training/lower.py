@@ -142,8 +142,9 @@ class _Lowering:
         storage = self.tensors[tensor].storage
         if given.kind == "parameter" and storage is not None:
             shape, strides = tuple(value.shape), tuple(value.stride())
-            self.parameters[storage] = given.names
-            if not is_dense(shape, strides):
+            self.parameters.setdefault(storage, given.names)
+            fills = self.tensors[tensor].nbytes == self.storages[storage].nbytes
+            if not is_dense(shape, strides) or not fills:  # a part of other memory, or with gaps
                 self.sparse.add(storage)
             elif not is_row_major(shape, strides):
                 self.strides[storage] = strides

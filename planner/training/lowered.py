@@ -82,7 +82,7 @@ class StepLowered:
     activations, whatever the backward makes on the way included. `values` are the tensors that are values of nodes.
     `gradients` maps the first name of a parameter to its gradient's tensor. `fixed` are the storages that stay where
     PyTorch puts them in any plan: inputs, constants, results, gradients that the user gets. `strides` has those of
-    parameters that are not row-major; `sparse` names parameters whose elements do not fill their bytes.
+    parameters that are not row-major; `sparse` names parameters whose elements do not fill their storage.
     """
 
     operators: OpLowered

@@ -19,8 +19,8 @@ SMALL_SHARE = 256
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is placed beside activations: the states of the optimizer, and the parameters. The rest is kept in memory
-    all the time."""
+    """What is placed beside activations: the states of the optimizer, and the parameters that nobody but the step
+    changes. The rest is kept in memory all the time."""
 
     states: bool
     parameters: bool
@@ -42,9 +42,9 @@ class TrainingLowered:
 def placed(step: StepLowered, scope: Scope, *, key: str, other_nbytes: int = 0) -> TrainingLowered:
     """The graph of `step` in which what a plan does not place is without bytes, and its program.
 
-    That is what `step.fixed` names, what `scope` leaves out, parameters with gaps between their elements, and small
-    storages. What these take, with `other_nbytes` beside them, counts in the workspace of every operator: they are
-    taken to be there all the time. `key` is the joint graph's.
+    That is what `step.fixed` names, what `scope` leaves out, parameters that do not fill their memory, those whose
+    gradients the user gets to update them, and small storages. What these take, with `other_nbytes` beside them, counts
+    in the workspace of every operator: they are taken to be there all the time. `key` is the joint graph's.
     """
     kept = _kept(step, scope)
     kept_nbytes = other_nbytes + sum(step.graph.storage[s].nbytes for s in kept)
@@ -69,7 +69,9 @@ def placed(step: StepLowered, scope: Scope, *, key: str, other_nbytes: int = 0) 
 def _kept(step: StepLowered, scope: Scope) -> frozenset[str]:
     """The storages that a plan does not place."""
     graph = step.graph
+    updated = {u.names[0] for u in step.optimizer.updates} if step.optimizer is not None else set[str]()
     kept = set(step.fixed) | step.sparse
+    kept |= {s for s, names in step.parameters.items() if names[0] in step.gradients and names[0] not in updated}
     for s in graph.storages:
         left_out = (s.kind is StorageKind.WEIGHT and not scope.parameters) or (
             s.kind is StorageKind.OPTIMIZER_STATE and not scope.states

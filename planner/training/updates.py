@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 
+from ...ir.errors import InputError
 from ...ir.graph import Graph, Operator, Storage, StorageKind, Tensor
 from ...ir.program import OptimizerProgram, Update
 from .lowered import OptimizerCalls, StepLowered, UpdateCall
@@ -20,7 +21,8 @@ def with_updates(step: StepLowered, optimizer: OptimizerCalls) -> StepLowered:
     the parameter any more.
 
     An update reads the gradient, which is then the step's own and given up behind it, parameter and states. It writes
-    the latter two in place, as new tensors over the same bytes.
+    the latter two in place, as new tensors over the same bytes. Raises InputError for parameters that share memory
+    without being one.
     """
     graph = step.graph
     parameter_of = {names[0]: s for s, names in step.parameters.items()}
@@ -31,8 +33,14 @@ def with_updates(step: StepLowered, optimizer: OptimizerCalls) -> StepLowered:
     updates: list[Update] = []
     for call in optimizer.calls:
         parameter, gradient = parameter_of.get(call.names[0]), step.gradients.get(call.names[0])
-        if parameter is None or gradient is None:
+        if gradient is None:
             continue
+        if parameter is None:
+            raise InputError(
+                f"parameter '{call.names[0]}' is a part of memory that another parameter lies in, and {optimizer.kind} "
+                "in a planned step updates each on its own; make it of a tensor of its own (clone), or plan without "
+                "`optimizer`"
+            )
         complete = made.get(graph.tensor[gradient].storage or "", -1)
         states = [(s, _state(call, s.name, s.dtype, s.shape)) for s in call.states]
         storages += [storage for _, (storage, _) in states]

@@ -15,6 +15,7 @@ from ...ir.plan import Plan
 from ...ir.program import ModuleProgram, Parameter
 from ..preflight import compute_unit
 from ..reading import WeightReader
+from .row_ranges import range_sources
 from .weights import Lookups, Source
 
 
@@ -39,10 +40,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Placed:
-    """A weight that the plan places, and everywhere in the module where it stands."""
+    """A weight that the plan places, and everywhere in the module where it stands. Where it is placed in `ranges` of
+    its rows, `divided` is the module that is computed range by range."""
 
     source: Source
     places: tuple[Place, ...]
+    ranges: tuple[Source, ...] = ()
+    divided: str | None = None
 
 
 def check_machine(plan: Plan, graph: Graph, machine: Machine) -> Unit:
@@ -84,6 +88,7 @@ def bind(
     steps = _steps(plan, graph, program)
     lookups = _lookups(plan, graph, program, store, modules)
     taken: dict[str, str] = {}
+    divided = {r.tensor: r for r in program.rows}
     placed: list[Placed] = []
     for parameter in program.parameters:
         places = tuple(_place(modules, name) for name in parameter.names)
@@ -96,7 +101,9 @@ def bind(
         for place in places:
             _check_device(f"{place.prefix}.{place.attribute}".lstrip("."), place.value, device)
         source = _source(graph, parameter, places, steps, lookups, store)
-        placed.append(Placed(source, places))
+        rows = divided.get(parameter.tensor)
+        ranges = () if rows is None else range_sources(graph, rows, source, steps)
+        placed.append(Placed(source, places, ranges, None if rows is None else rows.module))
     _check_rest(module, frozenset(taken), device)
     _check_read(steps, program)
     return tuple(placed)
@@ -115,7 +122,7 @@ def _steps(plan: Plan, graph: Graph, program: ModuleProgram) -> dict[str, tuple[
 
 
 def _check_read(steps: dict[str, tuple[int, ...]], program: ModuleProgram) -> None:
-    known = {p.tensor for p in program.parameters}
+    known = {p.tensor for p in program.parameters} | {t for r in program.rows for t in r.ranges}
     for tensor, numbers in steps.items():
         if tensor not in known:
             raise PlanMismatchError(

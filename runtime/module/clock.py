@@ -18,13 +18,17 @@ from ..passes import PlanMemory
 from ..trace import Event
 from .skipping import Skipping
 
+STILL = -2
+"""The step in which a clock rests whose plan moves nothing: all weights are where they are, always."""
+
 
 class Clock:
     """The present step. Only one thread at a time may call it.
 
     `step` is the step of the pass whose weights may be used now, -1 while there is none: before the first use, between
     passes, and after anything went wrong in the middle of an advance. It is -1 from before the engine hears of an
-    instant until all that is due then is complete, so an exception anywhere leaves it right.
+    instant until all that is due then is complete, so an exception anywhere leaves it right. Where nothing ever moves
+    (`still`) it is STILL from the first use on, and nobody has to advance it; unless steps are recorded.
     """
 
     def __init__(self, memory: PlanMemory) -> None:
@@ -37,6 +41,7 @@ class Clock:
         self._first = 0  # instant of the present pass
         waits, marks = memory.waits, memory.marks
         self._quiet = [step > 0 and not waits[step] and step not in marks for step in range(self._period)]
+        self.still = not memory.engine.lanes and not marks
         self._frozen = False
         self._begin_ns = 0  # of the present step, for its event
         self.skipping = Skipping(memory)
@@ -56,6 +61,9 @@ class Clock:
         Loads first where that was not done, or a transfer has failed since. Raises ExecutionError where one fails.
         """
         step, engine = steps[0], self._memory.engine
+        if self.still and self.ready and not self._frozen and engine.events is None:
+            self.step = STILL
+            return STILL
         quiet = self.step == step - 1 and self.ready and self._quiet[step] and engine.events is None
         if quiet and not self.skipping.active:  # mostly: the next step, for which nothing is due
             self._at = instant = self._first + step
@@ -84,7 +92,7 @@ class Clock:
 
     def finish(self) -> None:
         """The pass is over: what comes next may be loaded. Nothing where no step of it was used."""
-        if self._frozen or not self.ready or not self._period:
+        if self.step == STILL or self._frozen or not self.ready or not self._period:
             return
         if self._at < 0 or (self.step < 0 and self._at % self._period == 0):
             return
@@ -96,6 +104,11 @@ class Clock:
         except ExecutionError:
             self.ready = False
             raise
+
+    def rouse(self) -> None:
+        """Advance step by step from now on, for as long as steps are recorded."""
+        if self.step == STILL:
+            self.step = -1
 
     def _advance(self, instant: int, *, used: bool) -> None:
         """To `instant`; whether its step is `used`, or over when it begins."""
@@ -151,6 +164,11 @@ class Clock:
         self.step, self.ready = -1, False
         self._memory.restart(lambda storage: storage.id in self._memory.exact)
         self._at, self._frozen, self.stopped_ns = -1, True, 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` is in force."""
+        return self._frozen
 
     def thaw(self) -> None:
         """End `freeze`: the next use loads."""

@@ -23,6 +23,7 @@ from ..reading import WeightReader
 from ..trace import Event
 from .bind import bind, check_machine, move_rest
 from .devices import TorchDevice, device_for
+from .experts import ExpertForwards
 from .install import install
 from .weights import Weights
 
@@ -46,7 +47,8 @@ class ModuleExecutor:
     checked the digests. A module has one executor in its life.
 
     Where the plan computes from 'hbm', the module runs on the CUDA device that is current now, or on `device` if one is
-    given; what the plan does not place is moved there, inputs are the caller's to move.
+    given; what the plan does not place is moved there, inputs are the caller's to move. `experts` are those that are
+    read as tokens choose them, with what they hit and missed; None where the plan caches none.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ModuleExecutor:
         self.module = module
         self.stats = Stats()
         self.tracing = False
+        self.experts: ExpertForwards | None = None
         unit = check_machine(plan, graph, machine)
         self.tier = unit.tier
         device = device or device_for(unit, machine)
@@ -79,7 +82,7 @@ class ModuleExecutor:
         check_store(graph, plan, store)
         placed = bind(plan, graph, program, store, module, where)
         self._memory = PlanMemory(plan, graph, machine, self.tier, store, device=device)
-        self._sources = [p.source for p in placed]
+        self._sources = [s for p in placed for s in (p.source, *p.ranges)]
         self._attached: list[Closable] = []
         if threads is not None:
             torch.set_num_threads(threads)
@@ -139,6 +142,8 @@ class ModuleExecutor:
             with weights.using:
                 if not weights.clock.ready:
                     self.load()
+                if self.tracing:
+                    weights.clock.rouse()
                 weights.clock.finish()  # of what was called in part
                 watch = Stopwatch(self._memory.engine, weights.totals, tracing=self.tracing)
             result = self.module(*args, **kwargs)

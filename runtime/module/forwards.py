@@ -96,13 +96,13 @@ def _with_both(
     held = module._parameters
     weight, bias = held["weight"], held["bias"]
     first = next(iter(held)) == "weight"
-    clock, using = weights.clock, weights.using
+    clock, using, arrive, plain = weights.clock, weights.using, weights.arrive, torch.Tensor
 
     def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
-        if held.get("weight") is not weight or held.get("bias") is not bias:
-            return original(input)  # somebody has put another there
+        if held.get("weight") is not weight or held.get("bias") is not bias or type(input) is not plain:
+            return original(input)  # somebody has put another there, or a weight is multiplied by a weight
         with using:
-            values = at.get(clock.step) or at[weights.arrive(steps)]
+            values = at.get(clock.step) or at[arrive(steps)]
             w, b = values if first else values[::-1]
             if torch.is_grad_enabled():
                 with torch.no_grad():
@@ -118,13 +118,13 @@ def _with_weight(
     """The same where there is no bias, or the plan leaves it where it is."""
     held = module._parameters
     weight = held["weight"]
-    clock, using = weights.clock, weights.using
+    clock, using, arrive, plain = weights.clock, weights.using, weights.arrive, torch.Tensor
 
     def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
-        if held.get("weight") is not weight:
+        if held.get("weight") is not weight or type(input) is not plain:
             return original(input)
         with using:
-            values = at.get(clock.step) or at[weights.arrive(steps)]
+            values = at.get(clock.step) or at[arrive(steps)]
             if torch.is_grad_enabled():
                 with torch.no_grad():
                     return compute(module, input, values[0], held.get("bias"))
@@ -143,29 +143,35 @@ def borrowed(weights: Weights, module: nn.Module, original: Forward) -> Forward 
     steps = weights.common_steps(sources)
     if not steps or _holds_lazy(module._buffers) or not only_computes(module):  # pyright: ignore[reportPrivateUsage]
         return None
-    values, clock, using = weights.together(sources), weights.clock, weights.using
-    name, lazy = lazies[0]
-    others = lazies[1:]
+    values, clock, using, arrive = weights.together(sources), weights.clock, weights.using, weights.arrive
+    (name, lazy), (last, last_lazy) = lazies[0], lazies[-1]  # the same one where there is one; mostly that is all
+    between = lazies[1:-1]
+    plain = torch.Tensor
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if held.get(name) is not lazy or (others and any(held.get(n) is not z for n, z in others)):
+        if held.get(name) is not lazy or held.get(last) is not last_lazy:
             return original(*args, **kwargs)  # somebody has put another there
+        if between and any(held.get(n) is not z for n, z in between):
+            return original(*args, **kwargs)
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return forward(*args, **kwargs)
-        if not is_plain(args) or (kwargs and not is_plain(kwargs.values())):
+        simple = len(args) == 1 and type(args[0]) is plain and not kwargs
+        if not simple and not (is_plain(args) and is_plain(kwargs.values())):
             return original(*args, **kwargs)
         with using:
-            here = values.get(clock.step) or values[weights.arrive(steps)]
+            here = values.get(clock.step) or values[arrive(steps)]
             try:
                 held[name] = here[0]
-                if others:
+                held[last] = here[-1]
+                if between:
                     held.update(zip(names, here, strict=True))
                 result = original(*args, **kwargs)
             finally:
                 held[name] = lazy
-                if others:
-                    held.update(others)
+                held[last] = last_lazy
+                if between:
+                    held.update(between)
             if weights.written():
                 raise overwritten(weights, lazy.source)
             if type(result) is torch.Tensor and not weights.in_arena(result):
@@ -181,11 +187,15 @@ def _holds_lazy(held: Mapping[str, object]) -> bool:
 
 def together(weights: Weights, module: nn.Module, original: Forward) -> Forward | None:
     """Of PyTorch's attention and encoder layer: with lazy parameters they would leave their fast path, and compute
-    other bits. So the parameters of the whole layer are real while it runs; None of any other module."""
+    other bits. So the parameters of the whole layer are real while it runs; None of any other module.
+
+    A weight that is an argument is copied first: to ask for it later would move what is real by then.
+    """
     if _code(module) not in _FUSED:
         return None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tuple(map(_own, args)), {k: _own(v) for k, v in kwargs.items()}
         held = [(m._parameters, n, p) for m in module.modules() for n, p in m._parameters.items()]  # pyright: ignore
         lazies = [(h, n, p) for h, n, p in held if isinstance(p, LazyTensor) and p.weights is weights]
         calls = weights.inside.calls
@@ -202,6 +212,10 @@ def together(weights: Weights, module: nn.Module, original: Forward) -> Forward 
                     h[n] = p  # pyright: ignore[reportArgumentType]
 
     return update_wrapper(forward, original)
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, LazyTensor) else value
 
 
 def _code(module: nn.Module) -> Any:

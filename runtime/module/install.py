@@ -12,7 +12,8 @@ from ...ir.errors import InputError
 from . import forwards
 from .bind import Placed
 from .lazy import LazyTensor, whole
-from .weights import Weights
+from .row_ranges import by_ranges
+from .weights import Source, Weights
 
 
 def install(weights: Weights, module: nn.Module, placed: Sequence[Placed], called: frozenset[str]) -> None:
@@ -29,18 +30,23 @@ def install(weights: Weights, module: nn.Module, placed: Sequence[Placed], calle
             lazies[id(place.value)] = lazy
     _replace_everywhere(module, lazies, placed)
     owners = {id(p.owner) for one in placed for p in one.places}
+    divided = {one.divided: one.ranges for one in placed if one.divided is not None}
     for name, part in [*module.named_modules()][::-1]:
         if _holds_placed(part):
             _refuse_changes(part)
         if part is not module and (id(part) in owners or name in called):
-            _wrap(weights, part)
+            _wrap(weights, part, divided.get(name, ()))
     if id(module) in owners:
-        _wrap(weights, module)
+        _wrap(weights, module, divided.get("", ()))
     module.__dict__["forward"] = forwards.whole_pass(weights, module, module.forward)
 
 
-def _wrap(weights: Weights, part: nn.Module) -> None:
+def _wrap(weights: Weights, part: nn.Module, ranges: Sequence[Source]) -> None:
     original = part.forward
+    by_range = by_ranges(weights, part, original, ranges) if ranges else None
+    if by_range is not None:
+        part.__dict__["forward"] = by_range
+        return
     for kind in (forwards.layer, forwards.borrowed, forwards.together):
         known = kind(weights, part, original)
         if known is not None:

@@ -15,7 +15,7 @@ from ..directio import BOUNCE_NBYTES, never
 from ..lookup import LookupCall
 from ..passes import PlanMemory
 from ..tiers import load_homed
-from .clock import Clock
+from .clock import STILL, Clock
 from .devices import TorchDevice
 
 
@@ -62,12 +62,15 @@ class Source:
         self.lookups = lookups
         self.requires_grad = requires_grad
         self.at: dict[int, torch.Tensor] = {}
+        self.ranges: tuple[Source, ...] = ()  # of its rows, where these are placed one by one
 
     def require_grad(self, wanted: bool) -> None:
         """As `Tensor.requires_grad_` of the original would."""
         self.requires_grad = wanted
         for tensor in self.at.values():
             tensor.requires_grad_(wanted)  # each is a leaf
+        for part in self.ranges:
+            part.require_grad(wanted)
 
 
 class _Inside(threading.local):
@@ -113,6 +116,11 @@ class Weights:
                 if offset not in views:
                     views[offset] = shaped(bytes_of_all[offset : offset + source.tensor.nbytes], source)
                 source.at[step] = views[offset]
+            self.clock.still = self.clock.still and len(views) <= 1
+        if self.clock.still:
+            for source in sources:
+                if source.steps:
+                    source.at[STILL] = source.at[source.steps[0]]
         self._version = bytes_of_all._version
 
     def _elements(self) -> torch.Tensor:
@@ -134,7 +142,9 @@ class Weights:
 
     def together(self, sources: Sequence[Source]) -> dict[int, tuple[torch.Tensor, ...]]:
         """The tensors of `sources` by the steps that read them all; empty after `close`."""
-        found = {step: tuple(s.at[step] for s in sources) for step in self.common_steps(sources)}
+        steps = self.common_steps(sources)
+        steps = (*steps, STILL) if steps and self.clock.still else steps
+        found = {step: tuple(s.at[step] for s in sources) for step in steps}
         self._together.append(found)
         return found
 

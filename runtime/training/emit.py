@@ -264,7 +264,8 @@ class _Section:
         """An argument as text; the variables in it are added to `reads`, made before this line where need be."""
         if isinstance(value, fx.Node):
             name = self.value(value, t, call.places)
-            reads.append(name)
+            if name not in self.writer.constants:  # which are nobody's to delete
+                reads.append(name)
             return name
         if isinstance(value, (list, tuple)):
             parts = ", ".join(self._literal(v, t, call, reads) for v in cast("Sequence[object]", value))

@@ -18,13 +18,17 @@ from ...ir.files import PlanFile
 from ...ir.machine import TierKind
 from ..passes import PlanMemory, Stats
 from ..preflight import check_store, compute_unit
+from ..reading import WeightReader
 from .allocator import RegionStats, open_region
 from .emit import Code, emit_plain
 from .joint import Joint, Sections, compile_joint
 from .losses import loss_of
 from .no_store import NoStore
 from .optimizer import PlannedOptimizer
+from .optimizer_states import homed_nbytes
+from .placed_parameters import PlacedParameters
 from .planned import Between, PlannedStep
+from .state_store import StateStore
 
 
 class TrainingExecutor:
@@ -61,6 +65,8 @@ class TrainingExecutor:
         self.module = module
         self.tier = self._check(optimizer)
         self._optimizer: PlannedOptimizer | None = None
+        self._frozen: PlacedParameters | None = None
+        self._store: StateStore | None = None
         if optimizer is not None:
             self._optimizer = PlannedOptimizer(optimizer, module, self.plan, self.graph, self.program)
         if threads is not None:
@@ -89,22 +95,20 @@ class TrainingExecutor:
                 f"the plan keeps bytes in '{min(used)}' beside '{unit.tier}' and '{plan.home_tier}'; this executor "
                 "follows plans of two tiers: plan for a machine without it"
             )
-        if self.program.parameters:
-            raise PlanMismatchError(
-                f"the plan places parameter '{self.program.parameters[0].names[0]}'; this executor leaves parameters "
-                "in memory: plan with more memory"
-            )
         if (self.program.optimizer is not None) != (optimizer is not None):
             has, given = ("updates", "no optimizer") if optimizer is None else ("no updates", "an optimizer")
             raise InputError(f"the plan has {has}, and {given} is given; plan with the optimizer that is applied")
+        trained = [p.names[0] for p in self.program.parameters if p.names[0] in self.program.gradients]
+        if trained and optimizer is None:
+            raise PlanMismatchError(
+                f"the plan places parameter '{trained[0]}', which is updated outside of it; plan again with `optimizer`"
+            )
         return unit.tier
 
     def _open(self, scratch: Path | None, native: bool | None) -> None:
         """Memory, store and region; what was opened is closed where something fails."""
-        store = NoStore() if self._optimizer is None else self._optimizer.open_store(scratch)
         with ExitStack() as opened:
-            if self._optimizer is not None:
-                opened.callback(self._optimizer.close)
+            store = self._open_store(scratch, opened)
             check_store(self.graph, self.plan, store)
             self._memory = PlanMemory(self.plan, self.graph, self.file.machine, self.tier, store)
             opened.callback(self._memory.close)
@@ -117,6 +121,20 @@ class TrainingExecutor:
             planned = self._memory.arena.view(0, self.plan.arena_nbytes.get(self.tier, 0))
             self._region = open_region(planned, workspace, native=native)
             opened.pop_all()
+
+    def _open_store(self, scratch: Path | None, opened: ExitStack) -> WeightReader:
+        """The home of what the plan places; `opened` closes it."""
+        if self._optimizer is not None:
+            opened.callback(self._optimizer.close)
+            return self._optimizer.open_store(scratch)
+        if not self.program.parameters:
+            return NoStore()
+        self._frozen = PlacedParameters(self.graph, self.program, self.module)
+        self._store = StateStore(homed_nbytes(self.graph), scratch)
+        opened.callback(self._store.close)
+        opened.callback(self._frozen.release)
+        self._frozen.move(self._store, lambda: None)
+        return self._store
 
     def __enter__(self) -> TrainingExecutor:
         return self
@@ -135,6 +153,10 @@ class TrainingExecutor:
                     self._optimizer.close()
             finally:
                 self._memory.close()
+                if self._frozen is not None:
+                    self._frozen.release()
+                if self._store is not None:
+                    self._store.close()
 
     @property
     def closed(self) -> bool:
@@ -146,6 +168,10 @@ class TrainingExecutor:
         if not torch.is_grad_enabled() or self._evaluation():
             return self._eager(self.module(*args, **kwargs))
         self._memory.check_open()
+        if self._frozen is not None and (self._planned is None or self._planned.idle):
+            self._frozen.begin()
+            if self._frozen.written() and self._planned is not None:
+                self._planned.reload()
         try:
             return (
                 self._step(*args, **kwargs) if self._optimizer is None else self._whole(self._optimizer, args, kwargs)

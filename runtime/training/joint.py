@@ -7,17 +7,15 @@ it (`compile_joint`). Both go the same way, so that what was planned is what is 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
-import sysconfig
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal, NoReturn, TypeAlias, cast
 
@@ -27,10 +25,14 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd import descriptors
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
-from ...ir.errors import InputError, TensorstowError
+from ...ir.errors import InputError
+from ..memory import trim_heap
+from .refusals import explained
+from .stand_ins import on_cpu
 
 Gradients: TypeAlias = "list[torch.Tensor | None]"
 
@@ -124,16 +126,18 @@ def capture_joint(
         found.append(joint)
         raise CapturedError
 
-    with _on_cpu(module, (tuple(args), dict(kwargs or {}))) as (cpu_args, cpu_kwargs):
+    with on_cpu(module, (tuple(args), dict(kwargs or {}))) as (cpu_args, cpu_kwargs):
         step = _traced(module, loss, _backend(module, lambda: (cpu_args, cpu_kwargs), keep))
         try:
             with torch.enable_grad(), _tracing(), _quiet():
                 step(*cpu_args, **cpu_kwargs)
         except BackendCompilerFailed as error:
             if not (isinstance(error.inner_exception, _BuildError) and found):
-                raise _explained(error, module) from error
+                raise explained(error, module) from error
         except TorchDynamoException as error:
-            raise _explained(error, module) from error
+            raise explained(error, module) from error
+        finally:
+            _forget_tracing()
     if not found:
         raise InputError(
             f"{type(module).__name__} has nothing to train: no parameter or input of it requires a gradient that its "
@@ -167,17 +171,24 @@ def compile_joint(
             with _tracing():
                 result = step(*args, **kwargs)
             compiled = True
+            _forget_tracing()
             return result
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, _BuildError):
                 raise error.inner_exception.error from None
-            raise _explained(error, module) from error
+            raise explained(error, module) from error
         except TorchDynamoException as error:
-            raise _explained(error, module) from error
+            raise explained(error, module) from error
         finally:
             called.pop()
 
     return run
+
+
+def _forget_tracing() -> None:
+    """Give back what tracing and compiling took and nobody needs: cycles of objects, and the heap that they lay in."""
+    gc.collect()
+    trim_heap()
 
 
 def graph_is_retained() -> bool:
@@ -210,33 +221,73 @@ def _backend(
     """What dynamo hands its graph to."""
 
     def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        sources = _sources(graph, _names(module, *called()))
-        built: list[_States] = []
-
-        def partition(
-            joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **_: object
-        ) -> tuple[fx.GraphModule, fx.GraphModule]:
-            described = _described(joint, num_fwd_outputs, sources)
-            with unset_fake_temporarily():  # what is built is real
-                built.append(_States(described, _called_by_us(build, described)))
-            return _shells(described, built[0].saved)
-
         def nothing_to_train(*_: object) -> NoReturn:
             raise InputError(
                 f"{type(module).__name__} has nothing to train: its result depends on no parameter or input that "
                 "requires a gradient; set `requires_grad`, or plan with mode='inference'"
             )
 
-        compiler = aot_autograd(
-            fw_compiler=_gives(lambda given: built[0].run_forward(given)),
-            bw_compiler=_gives(lambda given: built[0].run_backward(given)),
-            inference_compiler=nothing_to_train,
-            partition_fn=partition,
-            decompositions={},
-        )
-        return compiler(graph, inputs)
+        sources = _sources(graph, _names(module, *called()))
+        return _compiled(graph, inputs, sources, lambda joint: _called_by_us(build, joint), nothing_to_train)
 
     return backend
+
+
+def compiled_graph(
+    graph: fx.GraphModule, inputs: Sequence[Any], build: Callable[[Joint], Sections]
+) -> Callable[..., Any]:
+    """What a backend of `torch.compile` gives for dynamo's `graph`: forward and backward as `build` makes them of the
+    joint graph; the graph as it is where nothing needs a gradient. Parameters have the names that dynamo gives them.
+
+    `build` is called once for each graph. InputError where dynamo has cut the graph off at a line that it cannot trace.
+    """
+
+    def as_it_is(inner: fx.GraphModule, _: object) -> Callable[..., Any]:
+        return make_boxed_func(inner.forward)
+
+    why = getattr(graph, "compile_subgraph_reason", None)
+    if why is not None and why.graph_break:
+        at = why.user_stack[-1] if why.user_stack else None
+        where = f" at {at.filename}:{at.lineno}: {at.line}" if at is not None else ""
+        raise InputError(
+            f"the model is cut in two{where}, and no plan knows what the other part holds; keep Python that depends on "
+            "values out of what is compiled, or use ts.plan and ts.apply, which run such a model by hooks"
+        )
+    names: dict[int, tuple[Any, tuple[str, ...]]] = {}
+    for node in graph.graph.find_nodes(op="placeholder"):
+        given = node.meta.get("grapharg")
+        if given is not None and isinstance(given.example, torch.Tensor):
+            kind = "parameter" if isinstance(given.example, nn.Parameter) else "input"
+            names[id(given.example)] = kind, (str(given.source.name),)
+    return _compiled(graph, inputs, _sources(graph, names), build, as_it_is)
+
+
+def _compiled(
+    graph: fx.GraphModule,
+    inputs: Sequence[Any],
+    sources: list[tuple[Any, tuple[str, ...]]],
+    build: Callable[[Joint], Sections],
+    without_gradients: Callable[..., Any],
+) -> Callable[..., Any]:
+    """`graph` by AOT autograd, with what `build` makes of the joint graph as forward and backward."""
+    built: list[_States] = []
+
+    def partition(
+        joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **_: object
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        described = _described(joint, num_fwd_outputs, sources)
+        with unset_fake_temporarily():  # what is built is real
+            built.append(_States(described, build(described)))
+        return _shells(described, built[0].saved)
+
+    compiler = aot_autograd(
+        fw_compiler=_gives(lambda given: built[0].run_forward(given)),
+        bw_compiler=_gives(lambda given: built[0].run_backward(given)),
+        inference_compiler=without_gradients,
+        partition_fn=partition,
+        decompositions={},
+    )
+    return compiler(graph, inputs)
 
 
 class _BuildError(Exception):
@@ -358,6 +409,7 @@ def _sources(graph: fx.GraphModule, names: dict[int, tuple[Any, tuple[str, ...]]
 
 
 def _described(joint: fx.GraphModule, forward_outputs: int, sources: list[tuple[Any, tuple[str, ...]]]) -> Joint:
+    _slim(joint)
     output = joint.graph.output_node()
     results: list[Any] = output.meta["desc"]
     position = {described: i for i, described in enumerate(results[:forward_outputs])}
@@ -383,6 +435,13 @@ def _described(joint: fx.GraphModule, forward_outputs: int, sources: list[tuple[
     return Joint(joint, forward_outputs, tuple(placeholders), updates)
 
 
+def _slim(joint: fx.GraphModule) -> None:
+    """Leave out what tracing wrote to each node for whoever reads it (stacks, sources): it is most of a graph's bytes,
+    and a step holds its graph as long as it lives."""
+    for node in joint.graph.nodes:
+        node.meta = {key: node.meta[key] for key in ("val", "desc") if key in node.meta}
+
+
 def _lines(joint: Joint) -> Iterator[str]:
     """What the key is a digest of: a line for each node. Devices are left out: 'meta' stands for the CPU."""
     yield f"torch {torch.__version__}"
@@ -399,45 +458,6 @@ def _form(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return " ".join(map(_form, cast("list[Any]", value)))
     return repr(value)
-
-
-@contextmanager
-def _on_cpu(module: nn.Module, given: Any) -> Generator[Any]:
-    """The module's tensors and the arguments, those on 'meta' replaced by ones on the CPU that take no memory.
-
-    Operators are chosen by device, so a graph that was traced on 'meta' would not be the one that the CPU executes.
-    """
-    made: dict[int, torch.Tensor] = {}
-
-    def stand_in(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.is_meta:
-            return value
-        if id(value) not in made:
-            made[id(value)] = _untouched(value)
-        return made[id(value)]
-
-    tables: list[dict[str, Any]] = [t for p in module.modules() for t in (p._parameters, p._buffers)]  # pyright: ignore
-    before = [dict(t) for t in tables]
-    try:
-        for table in tables:
-            table.update((name, stand_in(value)) for name, value in list(table.items()))
-        yield pytree.tree_map(stand_in, given)
-    finally:
-        for table, values in zip(tables, before, strict=True):
-            table.update(values)
-
-
-def _untouched(value: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same form on the CPU whose memory is reserved only, never touched."""
-    span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 0
-    region = mmap(-1, max(span * value.element_size(), 1), flags=MAP_PRIVATE | MAP_ANONYMOUS | _NORESERVE)
-    flat = torch.frombuffer(region, dtype=torch.uint8, count=span * value.element_size()) if span else torch.empty(0)
-    tensor = flat.view(value.dtype).as_strided(value.shape, value.stride())
-    made = nn.Parameter(tensor, value.requires_grad) if isinstance(value, nn.Parameter) else tensor
-    return made.requires_grad_(value.requires_grad)
-
-
-_NORESERVE = 0x4000  # Linux's MAP_NORESERVE; the module mmap has no name for it before Python 3.13
 
 
 _LOGGED = ("debug", "info", "warning", "warn", "error", "critical", "exception", "log")
@@ -461,31 +481,3 @@ def _quiet() -> Generator[None]:
         yield
     finally:
         logger.disabled = before
-
-
-def _explained(error: Exception, module: nn.Module) -> TensorstowError:
-    """The refusal, in our words, with dynamo's reason and the line of the user's that it is about."""
-    inner = getattr(error, "inner_exception", None)
-    if isinstance(inner, TensorstowError):
-        return inner
-    lines = [line.strip() for line in str(inner or error).splitlines() if line.strip()]
-    told = [line.partition(":")[2].strip() for line in lines if line.startswith("Explanation:")]
-    reason = ": ".join(line.rstrip(".") for line in [*lines[:1], *told[:1]]) or type(inner or error).__name__
-    where = _line_of(error)
-    return InputError(
-        f"{type(module).__name__} has no single training graph{where}: {reason}. Keep Python that depends "
-        "on tensors' values, and calls that cannot be traced, out of its forward"
-    )
-
-
-def _line_of(error: Exception) -> str:
-    """' (file.py:12: the line)': the innermost line that dynamo was at of the user's own code, else of a library's."""
-    stack: Any = getattr(error, "real_stack", None) or ()
-    paths = sysconfig.get_paths()
-    installed = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"])
-    outside = [f for f in stack if not str(f.filename).startswith((str(Path(torch.__file__).parent), _HERE))]
-    found = [f for f in outside if not str(f.filename).startswith(installed)] or outside
-    return f" ({found[-1].filename}:{found[-1].lineno}: {found[-1].line})" if found else ""
-
-
-_HERE = str(Path(__file__).parent)

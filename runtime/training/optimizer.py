@@ -26,6 +26,7 @@ from ...ir.plan import Plan
 from ...ir.program import TrainingProgram
 from ..passes import PlanMemory
 from .optimizer_states import PlacedStates, flat
+from .placed_parameters import PlacedParameters
 from .state_store import StateStore
 from .trained import BoundUpdate, Trained, check_groups, find_trained
 from .update_calls import new_step, run_update
@@ -50,27 +51,30 @@ class PlannedOptimizer:
         self._parameters = {p.name: p for p in find_trained(optimizer, module, plan, graph, self._planned)}
         self._of_operator = {b.update.operator: p for p in self._parameters.values() for b in p.updates}
         self._held = _held(optimizer)
+        self._placed = PlacedParameters(graph, program, module)
         self._started: set[str] = set()
         self._hooks: list[Any] = []
         self._states: PlacedStates | None = None
         self._began = self._reached = 0  # instants of this step, and behind its last update
 
     def open_store(self, folder: Path | None = None) -> StateStore:
-        """The home of the states that the plan places, in a nameless file in `folder` (by default the cache), with what
-        the optimizer holds of them; it holds them no longer. Zeros take no writing.
+        """The home of the states and parameters that the plan places, in a nameless file in `folder` (by default the
+        cache), with what optimizer and module hold of them; they hold them no longer. Zeros take no writing.
 
         Raises InputError for states that do not fit and where another planned step has this optimizer, ExecutionError
-        where the disk has no room. The optimizer is then as it was.
+        where the disk has no room. The optimizer is then as it was, and parameters have the content that they had.
         """
         if any(isinstance(getattr(h, "__self__", None), PlannedOptimizer) for h in _step_hooks(self.optimizer)):
             raise InputError("another planned step has this optimizer; close that one first")
         parameters = list(self._parameters.values())
         self._find_started()
-        states = PlacedStates(self._graph, parameters, folder)
+        states = PlacedStates(self._graph, parameters, self._placed, folder)
         try:
             for p in parameters:
                 states.keep(p, self.optimizer.state.get(p.tensor) or {})
+            self._placed.move(states.store, states.bring_home)
         except BaseException:
+            self._placed.release()
             states.store.close()
             raise
         self._states = states
@@ -89,7 +93,8 @@ class PlannedOptimizer:
 
     def close(self) -> None:
         """Give the states back to the optimizer, which is an ordinary one again; end memory and store. Again is
-        allowed. Raises ExecutionError where the disk fails: the states are then lost."""
+        allowed. Parameters that were placed keep their content in the file, which has no name and lasts as long as they
+        do. Raises ExecutionError where the disk fails: the states are then lost."""
         if self._states is None:
             return
         states = self._states
@@ -100,6 +105,7 @@ class PlannedOptimizer:
             self._before_state_dict()
         finally:
             states.unbind()
+            self._placed.release()
             for hook in self._hooks:
                 hook.remove()
             self._hooks.clear()
@@ -123,6 +129,7 @@ class PlannedOptimizer:
         for p in self._parameters.values():
             p.check_gradient()
             p.next = 0
+        self._placed.begin()
         restarted = states.refill()
         self._began = self._reached = states.instant
         return restarted
@@ -161,6 +168,7 @@ class PlannedOptimizer:
         """After each step: every update has run."""
         missing = [p.name for p in self._parameters.values() if p.next != len(p.updates)]
         assert not missing, f"{len(missing)} parameters were not updated, '{missing[0]}' among them"
+        self._placed.rest()
         self.optimizer._opt_called = True  # what torch's schedulers look at before they count
 
     def failed(self) -> None:
@@ -246,7 +254,8 @@ def _arrays(
     p: Trained, bound: BoundUpdate, gradient: torch.Tensor, kept: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], bool]:
     """Parameter, gradient and states of an update; as one-dimensional arrays, and True, where it may run in blocks."""
-    tensor, states, elements = p.tensor.detach(), {**kept, **bound.views}, bound.update.elements
+    tensor = p.tensor.detach() if bound.parameter is None else bound.parameter
+    states, elements = {**kept, **bound.views}, bound.update.elements
     alike = all(n == 1 or a == b for n, a, b in zip(tensor.shape, gradient.stride(), tensor.stride(), strict=True))
     if not alike and (elements is not None or not p.in_blocks):
         # As in the plain loop, where a gradient takes the layout of its parameter.

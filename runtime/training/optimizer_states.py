@@ -1,4 +1,5 @@
-"""States of an optimizer on their way between the user's object, the store on disk, and the arena."""
+"""What a planned step changes and keeps: an optimizer's states on their way between the user's object, the store on
+disk, and the arena, beside the parameters that are placed."""
 
 from __future__ import annotations
 
@@ -9,24 +10,28 @@ from typing import Any
 
 import torch
 
-from ...ir.graph import Graph, StorageKind
+from ...ir.graph import Graph
 from ..passes import PlanMemory
+from .placed_parameters import PlacedParameters
 from .state_store import StateStore
 from .trained import BoundUpdate, Trained
 from .versions import ChangedStorages
 
 
 class PlacedStates:
-    """The states that a plan places: their home is a nameless file in `folder` (by default the cache).
+    """The states that a plan places: their home is a nameless file in `folder` (by default the cache), which has room
+    for all that the plan places there. `placed` are the parameters that it places.
 
     Raises ExecutionError where the disk has no room. Nothing here is called while a step runs but `views`.
     """
 
-    def __init__(self, graph: Graph, parameters: Sequence[Trained], folder: Path | None) -> None:
+    def __init__(
+        self, graph: Graph, parameters: Sequence[Trained], placed: PlacedParameters, folder: Path | None
+    ) -> None:
         self._graph = graph
         self._parameters = parameters
-        homed = [s for s in graph.storages if s.kind is StorageKind.OPTIMIZER_STATE and s.nbytes]
-        self.store = StateStore({s.blob or s.id: s.nbytes for s in homed}, folder)
+        self._placed = placed
+        self.store = StateStore(homed_nbytes(graph), folder)
         self._memory: PlanMemory | None = None
         self._changed: ChangedStorages | None = None
         self.stale = False
@@ -36,8 +41,10 @@ class PlacedStates:
         """From now on the last versions are where `memory` has them."""
         self._memory = memory
         self._changed = ChangedStorages(memory, self.store)
+        self._placed.bind(memory)
         for p in self._parameters:
             for bound in p.updates:
+                bound.parameter = self._placed.view(p.name, bound.step)
                 bound.views = {key: self._view(memory, p, bound, key) for key in p.placed}
 
     def _view(self, memory: PlanMemory, p: Trained, bound: BoundUpdate, key: str) -> torch.Tensor:
@@ -54,7 +61,9 @@ class PlacedStates:
 
     def replace_all(self, states: Mapping[Any, Mapping[str, Any]]) -> None:
         """Store the states of an optimizer, by parameter, in place of all; zeros where it has none."""
-        if self._memory is not None and not self._memory.closed:
+        if self._placed.storages:
+            self.bring_home()
+        elif self._memory is not None and not self._memory.closed:
             self._memory.settle()
         self.stale = True
         self.store.spoil("a state_dict was not loaded to its end")
@@ -85,12 +94,17 @@ class PlacedStates:
     def bring_home(self, reached: int = 0) -> None:
         """Store all of which memory has the only copy, now or when the passes had come to instant `reached`, if that is
         later. Raises ExecutionError where the disk fails."""
+        self._placed.written()
         if self._changed is not None and self._memory is not None and not self._memory.closed and not self.stale:
             self._changed.bring_home(reached)
             self.stale = True
+            self._placed.at_home()
 
     def refill(self) -> bool:
-        """Bring memory into the state before the first pass, if its states are stale; whether they were."""
+        """Bring memory into the state before the first pass, if its states are stale, or somebody else wrote parameters
+        since; whether it was so."""
+        if self._placed.written():
+            self.bring_home()
         if self.stale and self._memory is not None:
             self._memory.restart()
             self.stale = False
@@ -101,7 +115,7 @@ class PlacedStates:
         """Close the memory; what is at home counts."""
         for p in self._parameters:
             for bound in p.updates:
-                bound.views = {}
+                bound.views, bound.parameter = {}, None
         self._changed = None
         if self._memory is not None:
             self._memory.close()
@@ -117,6 +131,11 @@ class PlacedStates:
             storage = self._graph.storage[tensor.storage or ""]
             lo = (bound.update.elements or (0, 0))[0] * p.tensor.element_size()
             yield storage.id, storage.blob or storage.id, lo, lo + tensor.nbytes
+
+
+def homed_nbytes(graph: Graph) -> dict[str, int]:
+    """By blob, the bytes of what has a home."""
+    return {s.blob or s.id: s.nbytes for s in graph.storages if s.homed and s.nbytes}
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:

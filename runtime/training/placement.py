@@ -45,11 +45,16 @@ class Placement:
 
     @cached_property
     def _keys(self) -> dict[str, list[tuple[Key, int]]]:
-        """By storage: the values that operators make in it, with their offsets there."""
+        """By storage: the values that operators make in it, or that a placed parameter is, with their offsets there."""
         found: dict[str, list[tuple[Key, int]]] = {}
+        given = {p.tensor for p in self.program.parameters}
         for name, value in self.program.values.items():
             tensor = self.graph.tensor.get(name)
-            if tensor is not None and tensor.storage is not None and value.node in self.graph.operator:
+            if (
+                tensor is not None
+                and tensor.storage is not None
+                and (name in given or value.node in self.graph.operator)
+            ):
                 found.setdefault(tensor.storage, []).append(((value.node, value.index), tensor.offset))
         return found
 

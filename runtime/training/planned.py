@@ -99,6 +99,10 @@ class PlannedStep:
         self._turn, self._open, self._ready = 0, False, True
         self._totals = self._memory.moved()
 
+    def reload(self) -> None:
+        """Begin the next pass from what is at home."""
+        self._ready = self._open = False
+
     def forward(self, primals: list[Any]) -> tuple[list[Any], Between]:
         """The outputs of the forward, and what its backward needs."""
         if self._open:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from time import perf_counter
-from typing import cast
+from itertools import accumulate
+from time import perf_counter, perf_counter_ns, time_ns
+from typing import Any, cast
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.profiler import ProfilerActivity, profile
 
 from ...ir.errors import InputError
 from ...ir.saved import SavedProfile, SavedTensor
@@ -68,22 +70,48 @@ class _Profiler:
 def profile_saved(module: torch.nn.Module, run: Callable[[], torch.Tensor]) -> SavedProfile:
     """Of a forward pass of `run`, which returns the loss, and its backward pass.
 
-    Runs twice, in as much memory as they take; the second run counts. Gradients, buffers and the random numbers of the
+    Runs twice, in as much memory as they take; the second run's times count, and what the first one allocated beside
+    what it saved. Gradients, buffers and the random numbers of the
     CPU are as before. Raises InputError where the loss is no scalar that depends on a parameter.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     with _unchanged(module):
-        _step(run, parameters, _Profiler(storages_of(module)))
+        other = _other_nbytes(lambda profiler: _step(run, parameters, profiler), _Profiler(storages_of(module)))
     with _unchanged(module):
         profiler = _Profiler(storages_of(module))
         begin = perf_counter()
-        _step(run, parameters, profiler)
+        turn = _step(run, parameters, profiler)
         end = perf_counter()
     gc.collect()
-    return SavedProfile(tuple(_times(seen, begin, end) for seen in profiler.seen), end - begin)
+    tensors = tuple(_times(seen, begin, end) for seen in profiler.seen)
+    return SavedProfile(tensors, end - begin, turn - begin, other)
 
 
-def _step(run: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], profiler: _Profiler) -> None:
+def _other_nbytes(step: Callable[[_Profiler], object], profiler: _Profiler) -> int:
+    """The most bytes that a step has allocated at one time, less those that are saved then."""
+    ahead_ns = time_ns() - perf_counter_ns()  # the tracer's clock is the system's
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step(profiler)
+    events = [(e.start_ns() - ahead_ns, e.nbytes()) for e in _memory_events(found)]
+    for seen in profiler.seen:
+        if not _held(seen):
+            events.append((int(seen.packed_s * 1e9), -seen.nbytes))
+            events += [(int(seen.freed_s * 1e9), seen.nbytes)] if seen.freed_s is not None else []
+    return max(accumulate(nbytes for _, nbytes in sorted(events)), default=0)
+
+
+def _memory_events(found: Any) -> list[Any]:
+    """What was allocated (bytes above 0) and given back, as the tracer saw it."""
+    return [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+
+
+def _held(seen: _Seen) -> bool:
+    """Whether something else than autograd keeps it in memory."""
+    return not seen.storage.expired()
+
+
+def _step(run: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter], profiler: _Profiler) -> float:
+    """A forward and a backward pass; when the first ended."""
     with saved_tensors_hooks(profiler.pack, profiler.unpack):
         loss = run()
     if loss.numel() != 1 or not loss.requires_grad or not parameters:
@@ -91,7 +119,9 @@ def _step(run: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter],
             f"the loss has shape {list(loss.shape)} and {'needs' if loss.requires_grad else 'needs no'} gradient, for "
             f"{len(parameters)} trained parameters: return a scalar that depends on one"
         )
+    turn = perf_counter()
     torch.autograd.grad(loss, parameters, allow_unused=True)
+    return turn
 
 
 def _times(seen: _Seen, begin: float, end: float) -> SavedTensor:
@@ -102,7 +132,7 @@ def _times(seen: _Seen, begin: float, end: float) -> SavedTensor:
         seen.packed_s - begin,
         needed - begin,
         max(freed, needed) - begin,
-        held=not seen.storage.expired(),
+        held=_held(seen),
     )
 
 

@@ -1,6 +1,7 @@
-"""Optimizer states on disk: a nameless file of blobs that are read ahead of each update and written behind it.
+"""Optimizer states and parameters on disk: a nameless file of blobs that are read ahead of their use and written behind
+their update.
 
-All states are zeros before the first step, as PyTorch makes them. The file's blocks are reserved and not written, which
+All blobs are zeros at first, as PyTorch makes states. The file's blocks are reserved and not written, which
 reads as zeros: no state is ever made in memory only to be stored.
 
 The file has no name. Whatever ends the process, `kill -9` too, the system takes it away with the process: the next
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import ALLOCATIONGRANULARITY, mmap
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -20,6 +22,9 @@ from types import MappingProxyType
 from ...ir.errors import ExecutionError
 from ...ir.paths import cache_dir
 from ..directio import BLOCK, BOUNCE_NBYTES, DirectFile, never
+
+_GRANULE = max(BLOCK, ALLOCATIONGRANULARITY)
+"""Blobs begin at multiples of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class StateStore:
         end = 0
         for blob, nbytes in sizes.items():
             entries[blob] = StateEntry(blob, end, nbytes)
-            end += -(-nbytes // BLOCK) * BLOCK
+            end += -(-nbytes // _GRANULE) * _GRANULE
         self.entries = MappingProxyType(entries)
         self.nbytes = end
         self._spoiled: str | None = None
@@ -100,6 +105,18 @@ class StateStore:
             self._file.write_from(source[first - begin : last - begin], first, chunk=chunk, cancelled=cancelled)
         if last < end:
             self._patch(source[last - begin :], last)
+
+    def mapped(self, blob: str) -> mmap:
+        """The blob as memory, whose pages are read when they are touched and are the system's to take back.
+
+        What is stored shows there, and what is written there is read: the system keeps both the same, as long as nobody
+        does both at once. It stays valid when the store is closed. Raises ExecutionError where the system refuses.
+        """
+        entry = self.entries[blob]
+        try:
+            return mmap(self._file.descriptor, entry.nbytes, offset=entry.offset)
+        except OSError as error:
+            raise ExecutionError(f"blob '{blob}' of {entry.nbytes} bytes cannot be mapped: {error.strerror}") from error
 
     def _patch(self, source: memoryview, offset: int) -> None:
         """Change bytes inside one block."""

@@ -19,10 +19,11 @@ from ...ir.program import OptimizerProgram, Update
 
 @dataclass(slots=True)
 class BoundUpdate:
-    """An update, the step that it is, and views of its states in the arena."""
+    """An update, the step that it is, and views in the arena of its states and of its parameter, if that is placed."""
 
     update: Update
     step: int
+    parameter: torch.Tensor | None = None
     views: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 

@@ -150,15 +150,21 @@ class TrafficProblem:
     @cached_property
     def before(self) -> frozenset[tuple[int, int]]:
         """Pairs (a, b) of operators: a runs before b. A reader that also stands among the writers follows the writers
-        of lower index only; a tensor that is there from the beginning may be read before it is written."""
+        of lower index only; one that `precedence` puts before a writer follows those before that one, whose result it
+        reads; a tensor that is there from the beginning may be read before it is written."""
         pairs = set(self.precedence)
+        followers: dict[int, set[int]] = {}
+        for a, b in self.precedence:
+            followers.setdefault(a, set()).add(b)
         for writers in self.writers:
             pairs.update(pairwise(writers))
         for o, operator in enumerate(self.operators):
             for i in operator.inputs:
                 own = o in self.writers[i]
                 if self.tensors[i].begins is Begin.MADE:
-                    pairs.update((w, o) for w in self.writers[i] if w < o or (w != o and not own))
+                    later = followers.get(o, set[int]())
+                    end = next((n for n, w in enumerate(self.writers[i]) if n and w in later), None)
+                    pairs.update((w, o) for w in self.writers[i][:end] if w < o or (w != o and not own))
         return frozenset(pairs)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-INFINITE = 1 << 62
+INFINITE = 1 << 100
+"""A capacity that no sum of prices reaches: a step's activations may be terabytes, at a billion a byte."""
 
 
 @dataclass(slots=True)

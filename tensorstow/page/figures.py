@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ir.sizes import format_seconds, format_size
 from .boxes import KINDS, LANE_KINDS, Bar, Box, Drawing
-from .merge import largest, merge_bars
+from .merge import largest, merge_bars, merge_boxes
 
 COLORS = {
     "weight, stays": "#0072B2",
@@ -24,10 +24,11 @@ COLORS = {
 }
 """After Okabe and Ito: told apart by colour-blind people as well."""
 
-LABELLED = 2500
-"""Rectangles with a text of their own; a browser draws that many at once, and a screen shows no more."""
-COLUMNS = 4000
-"""A bar shorter than this share of the pass is joined to its neighbours."""
+LABELLED = 1000
+"""Rectangles with a text of their own: few enough that a browser draws them at once (`bench/page.py`)."""
+COLUMNS, ROWS = 1500, 600
+"""What is shorter than this share of the pass, or of the addresses, is joined to its neighbours: a screen has as many
+points."""
 
 Figure = dict[str, Any]
 Scale = tuple[float, str]
@@ -54,6 +55,7 @@ def memory_figure(drawing: Drawing, tier: str) -> Figure:
     boxes = drawing.memory[tier]
     time, size = seconds_scale(drawing.timeline.pass_ns), bytes_scale(max((b.high for b in boxes), default=1))
     labelled, others = largest(boxes, LABELLED)
+    others = merge_boxes(others, drawing.timeline.pass_ns // COLUMNS, max((b.high for b in boxes), default=0) // ROWS)
     traces: list[Figure] = []
     for kind in KINDS:
         some = [b for b in labelled if b.kind == kind]

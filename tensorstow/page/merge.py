@@ -46,3 +46,25 @@ def largest(boxes: Sequence[Box], most: int) -> tuple[tuple[Box, ...], tuple[Box
         return tuple(boxes), ()
     order = sorted(boxes, key=lambda b: (b.end_ns - b.start_ns) * (b.high - b.low), reverse=True)
     return tuple(order[:most]), tuple(order[most:])
+
+
+def merge_boxes(boxes: Iterable[Box], least_ns: int, least_nbytes: int) -> tuple[Box, ...]:
+    """Boxes on a grid of `least_ns` x `least_nbytes`, those of one kind and row that touch as one; without texts. None
+    vanishes: what is smaller than a cell takes the whole of it."""
+    least_ns, least_nbytes = max(1, least_ns), max(1, least_nbytes)
+    rows: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
+    for b in boxes:
+        low, high = b.low // least_nbytes, -(-b.high // least_nbytes)
+        rows.setdefault((b.kind, low, high), []).append((b.start_ns // least_ns, -(-b.end_ns // least_ns)))
+    found: list[Box] = []
+    for (kind, low, high), spans in rows.items():
+        begin, end = -1, -1
+        for start, stop in [*sorted(spans), (1 << 62, 1 << 62)]:
+            if start > end:
+                if end > begin:
+                    found.append(
+                        Box(kind, begin * least_ns, end * least_ns, low * least_nbytes, high * least_nbytes, "")
+                    )
+                begin, end = start, stop
+            end = max(end, stop)
+    return tuple(found)

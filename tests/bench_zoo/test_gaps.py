@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,24 @@ def test_a_process_of_its_own_gives_the_same_rows() -> None:
     apart, within = (gaps.main([*chosen, *more])["rows"] for more in ([], ["--in-process"]))
     assert apart == within
     assert [r["reason"] for r in apart] == ["machine 'npu-2mib' has no 3 tiers below one another; ask for fewer"]
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def build(name: str) -> Graph:
+        built.append(name)
+        return ladder()
+
+    two = tuple(Case(n, "inference", partial(build, n), ("jetson-orin/2",)) for n in ("a", "b"))
+    monkeypatch.setattr(gaps, "cases", lambda: two)
+    file = tmp_path / "gaps.json"
+    chosen = ["--budgets", "80", "--baselines", "on-demand", "--in-process", "-o", str(file), "--resume"]
+    assert gaps.main([*chosen, "--minutes", "-1"])["rows"] == []
+    first = gaps.main([*chosen, "--graphs", "a"])["rows"]
+    second = gaps.main(chosen)["rows"]
+    assert built == ["a", "b"]
+    assert second[:1] == first
+    assert [r["graph"] for r in json.loads(file.read_bytes())["rows"]] == ["a", "b"]
+    with pytest.raises(SystemExit, match="holds rows of other options"):
+        gaps.main([*chosen, "--time-limit", "3"])

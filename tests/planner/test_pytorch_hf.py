@@ -21,7 +21,7 @@ from tensorstow.planner.pytorch import lower_module, parts
 from tensorstow.planner.pytorch.binding import bind, kept_names
 from tensorstow.planner.pytorch.hf import fill_kept, make_skeleton, open_directory, parameters_on_meta
 from tensorstow.planner.pytorch.hf_inputs import example_inputs
-from tensorstow.planner.pytorch.matching import match
+from tensorstow.planner.pytorch.matching import computable, match
 from tensorstow.runtime.store_files import FileStore
 
 TEXT: dict[str, Any] = {
@@ -75,6 +75,19 @@ def _whisper() -> Any:
     return transformers.WhisperForConditionalGeneration(config)
 
 
+def _marian() -> Any:
+    sizes: dict[str, Any] = {
+        f"{side}_{what}": n
+        for side in ("encoder", "decoder")
+        for what, n in (("layers", 1), ("ffn_dim", 64), ("attention_heads", 4))
+    }
+    tokens: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": 2}
+    config = transformers.MarianConfig(
+        vocab_size=96, d_model=32, **sizes, **tokens, decoder_start_token_id=0, max_position_embeddings=64
+    )
+    return transformers.MarianMTModel(config)
+
+
 def _bert() -> Any:
     return transformers.BertModel(transformers.BertConfig(**{k: v for k, v in TEXT.items() if "token" not in k}))
 
@@ -91,6 +104,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "t5": _t5,
     "mamba": _mamba,
     "whisper": _whisper,
+    "marian": _marian,  # whose file lacks what it computes
     "bert": _bert,
     "resnet": _resnet,
 }
@@ -137,7 +151,7 @@ def test_a_directory_becomes_what_from_pretrained_makes(saved: Saved, name: str)
     path = saved(name)
     directory = open_directory(path)
     skeleton = make_skeleton(directory)
-    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    assert {p.device.type for n, p in skeleton.named_parameters() if n not in computable(skeleton)} == {"meta"}
     assert {b.device.type for b in skeleton.buffers()} <= {"cpu"}
     reference = directory.module_class.from_pretrained(path).eval()
     module = filled(path)
@@ -213,6 +227,20 @@ def test_other_heads_and_prefixes_are_found_as_transformers_finds_them(saved: Sa
     assert matched.extra == ("lm_head.weight",)
     fill_kept(module, matched, list(module.state_dict()))
     assert same_state(module, transformers.LlamaModel.from_pretrained(tmp_path / "llama"))
+
+
+def test_what_a_file_may_lack_is_what_the_model_computes(saved: Saved) -> None:
+    directory = open_directory(saved("marian"))
+    assert directory.files is not None
+    skeleton = make_skeleton(directory)
+    positions = {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+    assert computable(skeleton) == positions
+    assert positions.isdisjoint(match(skeleton, directory.files).tensors)
+    for name in positions:  # as if it could not be computed
+        parameter = nn.Parameter(skeleton.get_parameter(name).to("meta"), requires_grad=False)
+        skeleton.get_submodule(name.removesuffix(".weight")).weight = parameter
+    with pytest.raises(InputError, match=r"but not 'model\.(en|de)coder\.embed_positions\.weight'"):
+        match(skeleton, directory.files)
 
 
 def test_a_kept_part_is_filled_and_the_rest_stays_without_memory(saved: Saved) -> None:

@@ -98,6 +98,55 @@ def test_bits_are_those_of_the_module_alone(tmp_path: Path, share: float, option
         assert abs(sum(read) - 9 * planned - 3 * rows) <= planned
 
 
+class Relative(nn.Module):
+    """Weights that are inputs of other layers, as tables of relative positions are: as they are, normed, and a view."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, width)
+        self.norm = nn.LayerNorm(width)
+        self.key = nn.Linear(width, width)
+        self.other = nn.Linear(width, width, bias=False)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.query = nn.Parameter(torch.randn(1, 4, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        positions = self.table.weight
+        keys = self.key(positions) + self.other(positions[:16]) + self.key(self.norm(positions))
+        return self.attention(self.query.expand(len(x), -1, -1), x, x @ keys.T @ keys)[0]
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_weight_is_the_input_of_a_layer(tmp_path: Path, share: float) -> None:
+    torch.manual_seed(0)
+    module, x = Relative().eval(), torch.randn(2, 6, 32)
+    with torch.no_grad():
+        expected = module(x)
+    with record(module, lambda: module(x), tmp_path).execute(share):
+        for _ in range(3):
+            assert torch.equal(module(x), expected)
+
+
+def test_nothing_advances_where_nothing_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cases, executor = small(tmp_path, 1.0)
+    inputs, expected = cases[0]
+    with executor:
+        assert not executor.plan.transfers
+        assert torch.equal(module(inputs), expected)
+        engine = executor._memory.engine  # pyright: ignore[reportPrivateUsage]
+        arrivals: list[int] = []
+        arrive = engine.arrive
+        monkeypatch.setattr(engine, "arrive", lambda instant: (arrivals.append(instant), arrive(instant)))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        for _ in range(2):
+            for given, wanted in cases:
+                assert torch.equal(executor.run(given), wanted)
+        assert not arrivals
+        profile = executor.profile(2, inputs)  # which has to see every step
+        assert list(profile.operator_ns) == [s.op for s in executor.plan.steps]
+        assert len(arrivals) >= 2 * len(executor.plan.steps)
+        assert torch.equal(module(inputs), expected)
+
+
 def test_controls_and_profile_leave_the_results_alone(tmp_path: Path) -> None:
     module, cases, executor = small(tmp_path, 0.3)
     inputs, expected = cases[0]

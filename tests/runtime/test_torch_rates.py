@@ -284,3 +284,13 @@ def test_a_pool_begins_again_at_its_end() -> None:
     assert first.min() > 0
     assert torch_rates_calls.ALIGNMENT == 64
     assert first.data_ptr() % 64 == 0
+
+
+def test_times_in_warm_memory_are_kept_beside_the_others() -> None:
+    signature = call("aten.add.Tensor", dense(64, 64), 1)
+    request = Request(signature, 1000, 3, 1 << 16)
+    cold = measure([request], threads=1, budget_s=5.0)
+    assert signature not in read_known(cache_path(1, warm=True)).times
+    warm = measure([request], threads=1, budget_s=5.0, warm=True)
+    assert read_known(cache_path(1)).times == cold.times
+    assert read_known(cache_path(1, warm=True)).times == warm.times

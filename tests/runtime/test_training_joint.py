@@ -97,6 +97,23 @@ def test_on_meta_the_graph_is_that_of_the_cpu() -> None:
     assert module.q.weight.is_meta and x.is_meta
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ignore_index": 3}, {"reduction": "sum"}])
+def test_cross_entropy_on_meta_has_its_backward(options: dict[str, Any]) -> None:
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        labels = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
+        return nn.functional.cross_entropy(logits, labels, **options)
+
+    joints: list[Joint] = []
+    for device in ("cpu", "meta"):
+        with torch.device(device), torch.no_grad():  # whoever plans may have gradients off
+            joints.append(capture_joint(nn.Linear(8, 5), (torch.zeros(4, 8),), loss=loss))
+    on_cpu, on_meta = joints
+    assert on_meta.key == on_cpu.key
+    called = {str(n.target) for n in on_meta.module.graph.nodes if n.op == "call_function"}
+    assert "aten.nll_loss_backward.default" in called
+    assert len(on_meta.gradients) == 2
+
+
 def test_the_key_tells_what_is_computed() -> None:
     key = captured(Small()).key
     assert captured(Small()).key == key

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorstow.solvers.linear import safe_bound, solve_highs
+from tensorstow.solvers.linear import Highs, LinearAnswer, safe_bound, solve_highs
 from tensorstow.solvers.residency import Gap, ResidencyProblem, check_residency, solve_residency
+from tensorstow.solvers.residency.bounds import compulsory_bound
 from tensorstow.solvers.residency.coarse import build_coarse
 from tensorstow.solvers.residency.coarse_groups import gap_arrays
 from tensorstow.solvers.residency.coarse_solve import solve_coarse
@@ -96,3 +97,20 @@ def test_answers_are_timelines_above_their_bound(problem: ResidencyProblem, macr
     if all(gap.clean or gap.end < steps for gap in problem.gaps):
         # The checker takes stores in the order of the pass; of what lasts from pass to pass they count from its write.
         assert check_residency(problem, result.solution, tolerance=1e-5) == ()
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("crashed"), MemoryError("no memory left")])
+def test_an_engine_that_breaks_down_is_an_error_with_the_compulsory_bound(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Highs, time_limit_s: float) -> LinearAnswer:
+        raise fault
+
+    monkeypatch.setattr(Highs, "solve", broken)
+    gaps = tuple(Gap(i, 4, i, i + 6, clean=True) for i in range(6))
+    problem = ResidencyProblem((1,) * 6, (4,) * 6, gaps, 8, 1e9, 1e9, periodic=True)
+    result = solve_coarse(problem, macro_steps=2, time_limit_s=60.0)
+    assert result.status == Status.ERROR
+    assert result.solution is None
+    assert str(fault) in result.detail
+    assert result.bound == compulsory_bound(problem) > 0

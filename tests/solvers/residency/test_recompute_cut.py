@@ -52,6 +52,12 @@ def test_dear_memory_is_bought_with_calls() -> None:
     assert cheapest_makers(cheap) == (2, frozenset())
 
 
+def test_prices_may_be_those_of_terabytes() -> None:
+    dear = 10**9 << 40
+    assert cheapest_makers(CutProblem((dear, dear), (-1, 0), (5,), ((0,),), (1,))) == (dear, frozenset())
+    assert cheapest_makers(CutProblem((0, dear), (-1, 0), (5,), ((0,),), (1,))) == (5, frozenset({0}))
+
+
 def test_what_can_be_had_in_no_way_is_an_error() -> None:
     with pytest.raises(ValueError, match="neither held nor made again"):
         cheapest_makers(CutProblem((None,), (-1,), (), (), (0,)))

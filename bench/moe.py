@@ -1,0 +1,170 @@
+"""A mixture-of-experts model of 3.6 GB that generates text in a third of that: experts cached by our policy, by LRU on
+demand in the same runtime, and accelerate's disk offload, each in fresh processes under the kernel's memory limit.
+
+The weights are random, and so is the routing nearly: what a policy can win is what the sizes of the caches give, and
+what is read ahead. `python -m bench.moe --help` selects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .common import MEMCAP, capped, command, model_folder, table
+from .streaming import SLACK, forget
+
+CAPS_MB = (1200, 1700)
+KINDS = ("cached", "lru", "accelerate")
+PROMPT, NEW, WARM = 16, 32, 8
+
+
+def moe() -> Path:
+    """An OLMoE of 8 layers with 32 experts of 12.6 MB, of which a token chooses 4; random, in fp32 shards."""
+    folder = model_folder() / "olmoe-32"
+    if not (folder / "model.safetensors.index.json").exists():
+        import torch
+        from transformers import OlmoeConfig, OlmoeForCausalLM
+
+        torch.manual_seed(0)
+        shape = OlmoeConfig(
+            hidden_size=1024,
+            intermediate_size=1024,
+            num_hidden_layers=8,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            num_experts=32,
+            num_experts_per_tok=4,
+            vocab_size=32000,
+            max_position_embeddings=1024,
+        )
+        OlmoeForCausalLM(shape).save_pretrained(folder, max_shard_size="1GB")
+    return folder
+
+
+def planned(folder: Path, cap_mib: int) -> tuple[Path, dict[str, Any]]:
+    """The plan for a process of `cap_mib`, with its store made, and what `plan --json` says of it."""
+    path = model_folder() / f"olmoe-32.{cap_mib}.plan.json"
+    dims = ("--dim", f"length={PROMPT}", "--new", str(WARM + NEW))
+    said = command("plan", f"hf:{folder}", *dims, "--process-limit", f"{cap_mib}MiB", "-o", str(path))
+    if "error" not in said:
+        command("run", str(path), "--repeat", "1")  # the weight store is made once, outside the limit
+    return path, said
+
+
+def case(folder: Path, cap_mb: int, kinds: Sequence[str], rounds: int) -> dict[str, Any]:
+    """One limit: the plan, then everybody in turn."""
+    cap_mib = cap_mb * 1_000_000 >> 20
+    path, said = planned(folder, cap_mib)
+    row: dict[str, Any] = {"cap_mb": cap_mb, "plan": said, "runs": {}}
+    for _ in range(0 if "error" in said else rounds):
+        for kind in kinds:
+            forget(folder)
+            limit = cap_mib if kind == "accelerate" else int(cap_mib * SLACK)
+            worker = [sys.executable, "-m", "bench.moe", "--worker", kind, str(folder), str(path), str(cap_mib // 3)]
+            kernel, printed = capped(limit, worker)
+            row["runs"].setdefault(kind, []).append(kernel | (json.loads(printed) if printed else {}))
+    return row
+
+
+def work(kind: str, folder: Path, path: Path, mib: int) -> dict[str, Any]:
+    """Generate text as `kind` does: tokens a second, and what its cache of experts did meanwhile."""
+    with tempfile.TemporaryDirectory(dir=model_folder()) as scratch:
+        if kind == "accelerate":
+            from .streaming_peers import accelerated
+
+            model: Any = accelerated(folder, mib, Path(scratch), own_format=False)
+            return {"seconds": _generate(model, NEW)}
+        import tensorstow as ts
+        from tensorstow.ir.files import read_plan
+
+        file = read_plan(path)
+        assert file.module is not None
+        assert file.module.experts is not None, "the experts fit: nothing to compare"
+        if kind == "lru":
+            on_demand = replace(file.module.experts, decay=None, ahead=0)
+            file = replace(file, module=replace(file.module, experts=on_demand))
+        model = ts.apply(file)
+        try:
+            _generate(model, WARM)
+            before = replace(model.tensorstow.experts.stats)
+            seconds = _generate(model, NEW)
+            return {"seconds": seconds, **_since(model.tensorstow.experts.stats, before)}
+        finally:
+            model.tensorstow.close()
+
+
+def _generate(model: Any, new: int) -> float:
+    import torch
+
+    prompt = torch.randint(3, model.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(new))
+    began = time.perf_counter()
+    model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    return time.perf_counter() - began
+
+
+def _since(now: Any, before: Any) -> dict[str, Any]:
+    hits, misses = now.hits - before.hits, now.misses - before.misses
+    return {
+        "hit_rate": hits / max(hits + misses, 1),
+        "ahead": now.ahead - before.ahead,
+        "ahead_used": now.ahead_used - before.ahead_used,
+        "read_nbytes": now.read_nbytes - before.read_nbytes,
+        "stalled_s": (now.stalled_ns - before.stalled_ns) * 1e-9,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[list[str]]:
+    if "error" in row["plan"]:
+        return [[str(row["cap_mb"]), str(row["plan"]["error"])[:100]]]
+    told = row["plan"].get("experts", {"slots": 0, "hit_rate": 1.0})
+    found: list[list[str]] = []
+    for kind, runs in row["runs"].items():
+        done = [r for r in runs if "seconds" in r]
+        head = [str(row["cap_mb"]), kind, str(told["slots"])]
+        if not done:
+            found.append([*head, f"killed: {runs[0]}"[:80]])
+            continue
+        rate = statistics.median(NEW / r["seconds"] for r in done)
+        cells = [f"{rate:.2f}"]
+        if "hit_rate" in done[0]:
+            cells += [
+                f"{statistics.median(r['hit_rate'] for r in done):.3f}",
+                f"{told['hit_rate']:.3f}",
+                f"{statistics.median(r['read_nbytes'] for r in done) / NEW / 1e6:.0f}",
+                f"{statistics.median(r['stalled_s'] / r['seconds'] for r in done):.0%}",
+            ]
+        found.append(head + cells)
+    return found
+
+
+def main(arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """The table; empty where there is no tool to set a limit with."""
+    parser = argparse.ArgumentParser(prog="python -m bench.moe")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--caps", default=",".join(map(str, CAPS_MB)), help="MB of the whole process")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which, of these")
+    given = parser.parse_args(arguments)
+    if not MEMCAP.exists():
+        print(f"moe: skipped, {MEMCAP.name} is not at hand (set TENSORSTOW_MEMCAP)")
+        return {"rows": []}
+    folder = moe()
+    kinds = tuple(filter(None, given.kinds.split(",")))
+    rows = [case(folder, int(cap), kinds, given.rounds) for cap in given.caps.split(",")]
+    columns = ("cap MB", "who", "slots a layer", "tokens/s", "hit rate", "predicted", "MB read a token", "waiting")
+    table("an OLMoE of 3.6 GB (fp32) under a hard memory limit", columns, [c for r in rows for c in _cells(r)])
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        print(json.dumps(work(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))))
+    else:
+        main(sys.argv[1:])

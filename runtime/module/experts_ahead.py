@@ -1,0 +1,58 @@
+"""Which experts the next layer will probably ask for: those that mostly followed what this one has asked for.
+
+Counts of pairs, learned while the module runs. A read that turns out vain holds up the link for as long as a right one
+saves, so an expert is only taken where it followed at least every second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_CHANCE = 0.5
+MEMORY = 256
+"""Uses of an expert after which its counts are halved: routing changes with the text."""
+
+
+class Followers:
+    """Pairs of experts of consecutive layers, of `experts[l]` experts each; after the last layer comes the first."""
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        after = [*experts[1:], experts[0]]
+        self._pairs = [np.zeros((e, f), np.float32) for e, f in zip(experts, after, strict=True)]
+        self._uses = [np.zeros(e, np.float32) for e in experts]
+        self._before: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the counts take."""
+        return sum(p.nbytes for p in self._pairs) + sum(u.nbytes for u in self._uses)
+
+    def learn(self, layer: int, chosen: Sequence[int]) -> None:
+        """`layer` has asked for `chosen`, after whatever was told before."""
+        now = np.asarray(chosen, np.int64)
+        before = self._before
+        if before is not None and (before[0] + 1) % len(self._uses) == layer:
+            self._pairs[before[0]][np.ix_(before[1], now)] += 1
+            uses = self._uses[before[0]]
+            uses[before[1]] += 1
+            old = np.flatnonzero(uses > MEMORY)
+            uses[old] /= 2
+            self._pairs[before[0]][old] /= 2
+        self._before = layer, now
+
+    def forget(self) -> None:
+        """What comes next does not follow what was told last."""
+        self._before = None
+
+    def likely(self, layer: int, chosen: Sequence[int], most: int) -> list[int]:
+        """Up to `most` experts of the next layer, the likeliest first."""
+        now = np.asarray(chosen, np.int64)
+        uses = self._uses[layer][now]
+        if not len(now) or not uses.any():
+            return []
+        chance = (self._pairs[layer][now] / np.maximum(uses, 1)[:, None]).mean(axis=0)
+        best = np.argsort(-chance, kind="stable")[:most]
+        return [int(e) for e in best if chance[e] >= LEAST_CHANCE]

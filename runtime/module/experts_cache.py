@@ -1,0 +1,268 @@
+"""Which experts lie in memory: slots, a small policy that decides online, and loads under way.
+
+One event is the set of experts that the tokens of one call ask for in a layer. It is looked up against what is here;
+then what is missing is loaded, in place of what has the least worth and is not in the set. A set that does not fit is
+served in rounds, in the order of use: a slot whose expert has been used takes the next one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+_LARGE = 1e200
+"""Above this, worths are scaled back, long before they overflow."""
+
+
+@dataclass(slots=True)
+class ExpertStats:
+    """What a cache has done: sets that were asked for, experts of them that were here and that had to be loaded, those
+    loaded ahead and those of them that were used; bytes read, and time waited for them."""
+
+    events: int = 0
+    hits: int = 0
+    misses: int = 0
+    ahead: int = 0
+    ahead_used: int = 0
+    read_nbytes: int = 0
+    stalled_ns: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of what was asked for that was here, or on its way."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
+
+class ExpertCache:
+    """`slots` places for `objects` experts. `load(expert, slot)` fills a place, on a thread of `pool`.
+
+    Called by one thread at a time: `begin`, `need` for each expert as it is used, `end`. `decay` is that of
+    `ir.program.ExpertCaching`. A load that fails raises in `need`, and is tried again when it is next asked for.
+    """
+
+    def __init__(
+        self,
+        objects: int,
+        slots: int,
+        load: Callable[[int, int], None],
+        pool: ThreadPoolExecutor,
+        *,
+        decay: float | None,
+        stats: ExpertStats,
+    ) -> None:
+        self.slots = min(slots, objects)
+        self.slot_of: dict[int, int] = {}
+        self.stats = stats
+        self._load = load
+        self._pool = pool
+        self._decay = decay
+        self._free = list(range(self.slots))[::-1]
+        self._loads: dict[int, Future[None]] = {}  # of experts in slots, until somebody has waited for them
+        self._leaving: dict[int, Future[None]] = {}  # by slot, what may still be writing to it
+        self._ahead: set[int] = set()  # loaded ahead, and not used yet
+        self._worth = [0.0] * objects
+        self._last = [(-1, 0)] * objects
+        self._scale = 1.0
+        self._now = 0
+        self._wanted: dict[int, None] = {}
+        self._used: set[int] = set()
+        self._pending: deque[int] = deque()
+        self._current = -1
+
+    def begin(self, wanted: Sequence[int]) -> None:
+        """An event asks for `wanted`, in the order of their gates, the greatest first; they are used in ascending
+        order. With an empty one, `need` says what is asked for."""
+        self.end()
+        self._sweep()
+        self.stats.events += 1
+        self._now += 1
+        if self._decay is not None:
+            self._scale /= self._decay
+            if self._scale > _LARGE:
+                self._worth = [w / self._scale for w in self._worth]
+                self._scale = 1.0
+        if wanted:
+            self._forgo(frozenset(wanted))
+        self._wanted = dict.fromkeys(wanted)
+        for rank, expert in enumerate(wanted):
+            self._count(expert, rank)
+        here = [e for e in wanted if e in self.slot_of]
+        self.stats.hits += len(here)
+        self._note_used(here)
+        self._pending.extend(sorted(e for e in self._wanted if e not in self.slot_of))
+        self._pump()
+        for _ in range(2 if self.slots >= 4 else 1):  # rounds: one is read while another is computed
+            if self._pending and not self._give_way(self._pending[0]):
+                break
+
+    def need(self, expert: int) -> int:
+        """The slot that holds `expert`, complete; what was needed before is used. Raises what its load raises."""
+        if expert != self._current:
+            if self._current >= 0:
+                self._used.add(self._current)
+            self._current = expert
+            self._used.discard(expert)
+            if expert not in self._wanted:
+                self._enter(expert)
+            self._pump()
+        if expert not in self.slot_of:
+            if expert not in self._pending:
+                self._pending.appendleft(expert)
+            elif self._pending[0] != expert:
+                self._pending.remove(expert)
+                self._pending.appendleft(expert)
+            self._pump()
+            if expert not in self.slot_of:
+                self._give_way(expert)
+        load = self._loads.get(expert)
+        if load is not None:
+            self._wait(expert, load)
+        return self.slot_of[expert]
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """What the event at hand has asked for."""
+        return tuple(self._wanted)
+
+    def clear(self) -> None:
+        """Forget what is here; what was counted stays."""
+        self.end()
+        for expert in list(self.slot_of):
+            self._free.append(self._drop(expert))
+
+    def end(self) -> None:
+        """The event is over: everything may leave."""
+        self._wanted, self._current = {}, -1
+        self._used.clear()
+        self._pending.clear()
+
+    def ahead(self, experts: Sequence[int], chance: float = 0.5) -> None:
+        """Begin to load what will be asked for next with at least this `chance`, in place of what was asked for less
+        often than that, the least worth first."""
+        most = float("inf") if self._decay is None else chance * self._scale / max(1 - self._decay, 1e-9)
+        for expert in experts:
+            if expert not in self.slot_of:
+                slot = self._spare(frozenset(experts), most)
+                if slot is None:
+                    return
+                self._ahead.add(expert)
+                self.stats.ahead += 1
+                self._start(expert, slot)
+
+    def _count(self, expert: int, rank: int) -> None:
+        self._last[expert] = (self._now, -rank)  # of a set, the one of the smaller gate counts as the older
+        if self._decay is not None:
+            self._worth[expert] += self._scale
+
+    def _enter(self, expert: int) -> None:
+        """One more of the event at hand."""
+        self._wanted[expert] = None
+        self._count(expert, -len(self._wanted))
+        if expert in self.slot_of:
+            self.stats.hits += 1
+            self._note_used([expert])
+        else:
+            self._pending.appendleft(expert)
+
+    def _note_used(self, experts: Iterable[int]) -> None:
+        for expert in experts:
+            if expert in self._ahead:
+                self._ahead.discard(expert)
+                self.stats.ahead_used += 1
+
+    def _forgo(self, wanted: frozenset[int]) -> None:
+        """What was to be read ahead, is not asked for, and has not begun, is left."""
+        for expert in [e for e in self._ahead if e not in wanted]:
+            load = self._loads.get(expert)
+            if load is not None and load.cancel():
+                self._ahead.discard(expert)
+                self.stats.ahead -= 1
+                self._free.append(self._drop(expert))
+
+    def _pump(self) -> None:
+        """Begin to load what is wanted and has a place."""
+        while self._pending:
+            slot = self._room()
+            if slot is None:
+                return
+            self.stats.misses += 1
+            self._start(self._pending.popleft(), slot)
+
+    def _spare(self, kept: frozenset[int], most: float) -> int | None:
+        """A slot that is free, or of what has the least worth, up to `most`, and is neither wanted nor of `kept`."""
+        if self._free:
+            return self._free.pop()
+        others = [e for e in self.slot_of if e not in self._wanted and e not in kept and self._worth[e] <= most]
+        return self._drop(self._least(others)) if others else None
+
+    def _least(self, experts: list[int]) -> int:
+        return min(experts, key=lambda e: (self._worth[e], self._last[e]))
+
+    def _room(self) -> int | None:
+        """A slot that is free, or of what has the least worth and is not wanted any more."""
+        if self._free:
+            return self._free.pop()
+        others = [e for e in self.slot_of if e not in self._wanted]
+        others = others or [e for e in self.slot_of if e in self._used]
+        return self._drop(self._least(others)) if others else None
+
+    def _give_way(self, expert: int) -> bool:
+        """Load `expert` in place of what the event uses last, which comes again later; whether that was needed."""
+        later = [e for e in self.slot_of if e not in self._used and e != self._current]
+        later = [e for e in later if e > expert] or (later if expert == self._current else [])
+        if not later or not self._pending or self._pending[0] != expert:
+            return False
+        victim = max(later)
+        slot = self._drop(victim)
+        if victim in self._wanted:
+            self.stats.hits -= 1
+            self._pending.append(victim)
+        self._pending.popleft()
+        self.stats.misses += 1
+        self._start(expert, slot)
+        return True
+
+    def _sweep(self) -> None:
+        """Loads that are complete are forgotten; those that failed, and nobody has waited for, are undone."""
+        for expert, load in [(e, f) for e, f in self._loads.items() if f.done()]:
+            if load.cancelled() or load.exception() is not None:
+                self._free.append(self._drop(expert))
+            else:
+                del self._loads[expert]
+
+    def _drop(self, expert: int) -> int:
+        self._ahead.discard(expert)
+        load = self._loads.pop(expert, None)
+        slot = self.slot_of.pop(expert)
+        if load is not None:
+            self._leaving[slot] = load
+        return slot
+
+    def _start(self, expert: int, slot: int) -> None:
+        before = self._leaving.pop(slot, None)
+
+        def fill() -> None:
+            if before is not None:
+                wait([before])  # it was handed in earlier, so it runs or is done
+            self._load(expert, slot)
+
+        self.slot_of[expert] = slot
+        self._loads[expert] = self._pool.submit(fill)
+
+    def _wait(self, expert: int, load: Future[None]) -> None:
+        began = 0 if load.done() else perf_counter_ns()
+        try:
+            load.result()
+        except BaseException:
+            if load.done():
+                self._loads.pop(expert, None)
+                self._free.append(self.slot_of.pop(expert))
+            raise
+        finally:
+            if began:
+                self.stats.stalled_ns += perf_counter_ns() - began
+        del self._loads[expert]

@@ -1,0 +1,55 @@
+"""Why a module has no single graph: PyTorch's reasons in our words, with the line of the user's that they are about."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchRuntimeError
+
+from ...ir.errors import InputError, TensorstowError
+
+
+class NoSingleGraphError(InputError):
+    """A step cannot be traced as one graph: Python that depends on values, calls that cannot be traced.
+
+    `reason` says why, `where` at which line, as " (file.py:12: the line)", or "" where that is not known.
+    """
+
+    def __init__(self, name: str, where: str, reason: str) -> None:
+        super().__init__(
+            f"{name} has no single training graph{where}: {reason}. Keep Python that depends "
+            "on tensors' values, and calls that cannot be traced, out of its forward"
+        )
+        self.where = where
+        self.reason = reason
+
+
+def explained(error: Exception, module: nn.Module) -> TensorstowError:
+    """The refusal, in our words, with dynamo's reason and the line of the user's that it is about."""
+    inner = getattr(error, "inner_exception", None)
+    if isinstance(inner, TensorstowError):
+        return inner
+    lines = [line.strip() for line in str(inner or error).splitlines() if line.strip()]
+    told = [line.partition(":")[2].strip() for line in lines if line.startswith("Explanation:")]
+    reason = ": ".join(line.rstrip(".") for line in [*lines[:1], *told[:1]]) or type(inner or error).__name__
+    where, name = _line_of(error), type(module).__name__
+    if isinstance(inner or error, TorchRuntimeError):
+        return InputError(f"{name} fails while it is traced{where}: {reason}. Does it take this batch in eager mode?")
+    return NoSingleGraphError(name, where, reason)
+
+
+def _line_of(error: Exception) -> str:
+    """' (file.py:12: the line)': the innermost line that dynamo was at of the user's own code, else of a library's."""
+    stack: Any = getattr(error, "real_stack", None) or ()
+    paths = sysconfig.get_paths()
+    installed = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"])
+    outside = [f for f in stack if not str(f.filename).startswith((str(Path(torch.__file__).parent), _HERE))]
+    found = [f for f in outside if not str(f.filename).startswith(installed)] or outside
+    return f" ({found[-1].filename}:{found[-1].lineno}: {found[-1].line})" if found else ""
+
+
+_HERE = str(Path(__file__).parent)

@@ -1,0 +1,1 @@
+"""Bridges to what others use beside PyTorch: plans as maps of devices, and such maps as plans."""

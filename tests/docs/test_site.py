@@ -1,0 +1,30 @@
+"""The site's parts belong together: its pages, its figures, its architecture picture."""
+
+from __future__ import annotations
+
+import re
+
+from docs.figures import FIGURES, imports
+
+from .snippets import ROOT, pages
+
+
+def test_every_figure_that_a_page_shows_is_drawn_and_every_drawn_one_is_shown() -> None:
+    shown = {name for p in pages().values() for name in re.findall(r"figures/([\w-]+)\.svg", p.read_text())}
+    assert shown == set(FIGURES)
+
+
+def test_every_page_of_the_menu_is_there() -> None:
+    listed = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert len(listed) > 15
+    assert not {name for name in listed if not (ROOT / "docs" / name).is_file()}
+
+
+def test_the_picture_of_the_layers_is_that_of_the_imports() -> None:
+    found = imports()
+    assert found["planner", "ir"] > 50
+    assert found["runtime", "ir"] > 30
+    origins = {origin for origin, _ in found}
+    assert "ir" not in origins
+    assert "solvers" not in origins
+    assert {target for origin, target in found if origin == "runtime"} == {"ir"}

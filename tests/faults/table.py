@@ -1,0 +1,8 @@
+"""All kinds of faults, in the order of the table."""
+
+from __future__ import annotations
+
+from tests.faults import disks, files, processes, threads
+from tests.faults.outcome import COSTLY, FAULTS, Outcome, SkippedFaultError, try_fault
+
+__all__ = ["COSTLY", "FAULTS", "Outcome", "SkippedFaultError", "disks", "files", "processes", "threads", "try_fault"]

@@ -1,0 +1,124 @@
+"""Mixture-of-experts models whose experts do not fit: planned, run and compared without being asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tensorstow.ir.files import read_plan
+from tests.conftest import Cli
+
+pytestmark = pytest.mark.usefixtures("no_measuring")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of 16 experts of 384 KiB, of which a token chooses 2."""
+    folder = tmp_path_factory.mktemp("olmoe")
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_experts": 16, "num_experts_per_tok": 2}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**sizes, **heads, **tokens))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_experts_that_do_not_fit_are_cached(cli: Cli, olmoe: Path, tmp_path: Path) -> None:
+    plan, trace = tmp_path / "plan.json", tmp_path / "trace.npz"
+    said = cli("plan", f"hf:{olmoe}", "--tier", "dram=6MiB", "-o", plan, "--json")
+    assert said.status == 0, said.err
+    told = said.json["experts"]
+    assert told["experts"] == [16, 16]
+    assert told["top_k"] == 2
+    assert 2 <= told["slots"] < 16
+    assert told["hit_rate"] == told["slots"] / 16
+    found = read_plan(plan)
+    assert not any("experts" in r.storage for r in found.plan.residencies)
+    shown = cli("show", plan)
+    assert "32 in 2 layers" in shown.out
+    assert "cached as they are chosen" in shown.out
+    ran = cli("run", plan, "--repeat", 3, "--verify", "--record-routing", trace, "--json")
+    assert ran.status == 0, ran.err
+    assert ran.json["verified"]["bit_identical"]
+    experts = ran.json["experts"]
+    assert experts["hits"] + experts["misses"] >= 3 * 2 * 2
+    assert experts["predicted_hit_rate"] == told["hit_rate"]
+    size = told["expert_nbytes"]  # what was read ahead last may be under way
+    assert experts["misses"] * size <= experts["read_nbytes"] <= (experts["misses"] + experts["ahead"]) * size
+    analysed = cli("experts", trace, "--experts", 16, "--cache", told["slots"], "--policies", "lru,decayed", "--json")
+    assert analysed.status == 0, analysed.err
+    assert (analysed.json["layers"], analysed.json["top_k"]) == (2, 2)
+    again = cli("plan", f"hf:{olmoe}", "--tier", "dram=6MiB", "--routing", trace, "--json")
+    assert again.status == 0, again.err
+    rows = {row["policy"]: row["hit_rate"] for row in analysed.json["rows"]}
+    assert again.json["experts"]["hit_rate"] == pytest.approx(rows["decayed"])
+    assert "trace.npz" in again.json["experts"]["rests_on"]
+
+
+def test_what_fits_and_what_reads_everything_anyway_is_planned_as_a_whole(
+    cli: Cli, olmoe: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    for options in (["--tier", "dram=64MiB"], ["--tier", "dram=13MiB", "--dim", "length=64"]):
+        said = cli("plan", f"hf:{olmoe}", *options, "-o", plan, "--json")
+        assert said.status == 0, said.err
+        assert "experts" not in said.json
+
+
+def test_less_than_one_expert_is_refused(cli: Cli, olmoe: Path, tmp_path: Path) -> None:
+    said = cli("plan", f"hf:{olmoe}", "--tier", "dram=600KiB", "--json")
+    assert said.status == 3, said.err
+    smallest = said.json["smallest_nbytes"]
+    plan = tmp_path / "plan.json"
+    said = cli("plan", f"hf:{olmoe}", "--tier", f"dram={smallest}", "-o", plan, "--json")
+    assert said.status == 0, said.err
+    assert (said.json["experts"]["slots"], said.json["experts"]["shared"]) == (1, True)
+    ran = cli("run", plan, "--repeat", 1, "--verify", "--json")
+    assert ran.json["verified"]["bit_identical"]
+
+
+def test_generated_tokens_are_those_of_the_eager_loop(cli: Cli, olmoe: Path, tmp_path: Path) -> None:
+    import tensorstow as ts
+
+    plan = tmp_path / "plan.json"
+    said = cli("plan", f"hf:{olmoe}", "--tier", "dram=6MiB", "--dim", "length=6", "--new", 8, "-o", plan, "--json")
+    assert said.status == 0, said.err
+    assert said.json["experts"]["slots"] >= 2
+    model = ts.apply(read_plan(plan))
+    whole = transformers.AutoModelForCausalLM.from_pretrained(olmoe, experts_implementation="eager")
+    prompt = torch.tensor([[5, 9, 100, 31, 7, 8]])
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(prompt, **options), whole.generate(prompt, **options))
+    assert model.tensorstow.experts.stats.misses
+    model.tensorstow.close()
+
+
+def test_a_module_with_a_list_of_experts(no_measuring: int) -> None:
+    import tensorstow as ts
+
+    from .planner.test_pytorch_experts import Net
+
+    net: Any = Net().eval()
+    reference: Any = Net().eval()
+    x = torch.randn(1, 64)
+    nbytes = sum(p.nbytes for p in net.parameters())
+    model: Any = ts.apply(ts.plan(net, (x,), machine=ts.Machine.load("host", dram=str(nbytes // 2))), net)
+    experts = model.tensorstow.experts
+    with torch.no_grad():
+        for rows in (1, 5, 1, 40, 1):
+            x = torch.randn(rows, 64)
+            assert torch.equal(model(x), reference(x))
+        assert torch.equal(model.layers[0].experts[3](x), reference.layers[0].experts[3](x))
+    assert experts.reading.slots < 8
+    stats, size = experts.stats, experts.reading.layers[0].nbytes  # what was read ahead last may be under way
+    assert stats.misses * size <= stats.read_nbytes <= (stats.misses + stats.ahead) * size
+    with pytest.raises(ts.InputError, match="known to its module alone"):
+        experts.record(print)
+    model.tensorstow.close()
