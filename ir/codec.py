@@ -136,28 +136,32 @@ def _read(hint: Any, data: Any, where: str) -> Any:
         if isinstance(data, bool) or not isinstance(data, (int, float)):
             raise InputError(f"{where}: expected a number, found {type(data).__name__}")
         try:
-            number = float(data)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise InputError(f"{where}: {str(data)[:40]} is not a number that a file may hold")
-        return number
+            return float(data)
+        except OverflowError as error:
+            raise InputError(f"{where}: {str(data)[:40]} is not a number that a file may hold") from error
     return _expect(hint, data, where)
 
 
 def _expect(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         raise InputError(f"{where}: expected {kind.__name__}, found {type(data).__name__}")
-    if kind is str and not data.isprintable():
-        if _CONTROL.search(data):  # a name could otherwise command the terminal that shows it
-            raise InputError(f"{where}: {data[:40]!r} holds a control character; no text of ours does")
-        try:
-            data.encode()
-        except UnicodeEncodeError as error:  # JSON can write half of a letter, and nothing could print it
-            raise InputError(f"{where}: {data[:40]!r} is no text ({error.reason})") from error
+    if kind is str:
+        check_text(data, where)
     if kind is int and data not in _INT64:
         raise InputError(f"{where}: {str(data)[:40]} does not fit 64 bits; no file of ours has such a number")
     return data
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises InputError for a text that no file of ours may hold: it could command the terminal that shows it."""
+    if text.isprintable():
+        return
+    if _CONTROL.search(text):
+        raise InputError(f"{where}: {text[:40]!r} holds a control character; no text of ours does")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a letter, and nothing could print it
+        raise InputError(f"{where}: {text[:40]!r} is no text ({error.reason})") from error
 
 
 def _read_tuple(hints: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:

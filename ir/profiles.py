@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from .codec import from_json, to_json
+from .codec import check_text, from_json, to_json
 from .errors import InputError
 from .machine import Link, Machine, Rate, Tier, Unit
 from .paths import cache_dir, write_atomic
@@ -149,6 +149,7 @@ def _toml(value: object) -> str:
         return f"[\n{rows}]" if rows else "[]"
     plain = to_json(value)
     if isinstance(plain, str):
+        check_text(plain, "a machine profile")
         # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
         return json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007f")
     # repr of a finite float is TOML and reads back as the same float.

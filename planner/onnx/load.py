@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, SparseTensorProto, TensorProto
 
+from ...ir.codec import check_text
 from ...ir.errors import InputError
 from ...ir.program import ModelSource, SourceFile
 from .types import dtype_name, element_bits, tensor_nbytes
@@ -60,11 +61,12 @@ def load_model(path: Path) -> LoadedModel:
     if not proto.HasField("graph") or not proto.opset_import:
         raise InputError(f"model '{path}' is not an ONNX file, or a truncated one: it has no graph or no opset")
     # Text that is no UTF-8 comes from protobuf as bytes, whatever its types say.
-    wrong = next((t for t in (proto.graph.name, *_texts(proto.graph)) if not isinstance(t, str)), None)
-    if wrong is not None:
-        raise InputError(
-            f"model '{path}' is not an ONNX file, or a damaged one: the name {wrong!r:.60} is no UTF-8 text"
-        )
+    for name in (proto.graph.name, *_texts(proto.graph)):
+        if not isinstance(name, str):
+            raise InputError(
+                f"model '{path}' is not an ONNX file, or a damaged one: the name {name!r:.60} is no UTF-8 text"
+            )
+        check_text(name, f"model '{path}'")
     files: dict[Path, None] = {}
     for tensor in tensors_of(proto.graph):
         source = _checked(tensor, resolved.parent)

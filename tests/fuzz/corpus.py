@@ -120,12 +120,12 @@ def _linked(target: str) -> Hostile:
     return write
 
 
-def _garbled(text: str) -> Hostile:
-    """The good model, with bytes that are no UTF-8 in place of the first letter of a text."""
+def _garbled(text: str, letter: bytes = b"\xff") -> Hostile:
+    """The good model, with a byte, by default one that is no UTF-8, in place of the first letter of a text."""
 
     def write(path: Path) -> None:
         good = READERS["onnx"].good()
-        path.write_bytes(good.replace(text.encode(), b"\xff" + text[1:].encode()))
+        path.write_bytes(good.replace(text.encode(), letter + text[1:].encode()))
         READERS["onnx"].beside(path)
 
     return write
@@ -206,6 +206,7 @@ MODELS: dict[str, Hostile] = {
     "data at an absolute path": _external(location="/etc/passwd"),
     "data at a path that is no text": _garbled("weights.data"),
     "names that are no text": _garbled("MatMul"),
+    "names that command a terminal": _garbled("MatMul", b"\x1b"),
     "data behind a link": _linked(f"../{SECRET}"),
     "data behind an absolute link": _linked("/etc/passwd"),
     "data behind a link to itself": _linked("link.data"),

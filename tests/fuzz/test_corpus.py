@@ -105,7 +105,7 @@ def test_show_of_a_hostile_plan_is_one_error(name: str, folder: Path, cli: Cli) 
 def test_experts_of_a_hostile_trace_is_one_error(name: str, folder: Path, cli: Cli) -> None:
     path = folder / "trace.npz"
     ARCHIVES[name](path)
-    said = cli("experts", path, "--experts", 8, "--cache", 4)
+    said = cli("experts", path, "--experts", 8, "--cache", 4, "--policies", "lru")
     assert said.status == (0 if name in READ["trace"] else 2), said
     assert said.err.count("error:") == (said.status == 2)
     assert "Traceback" not in said.err

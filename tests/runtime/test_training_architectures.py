@@ -39,8 +39,15 @@ def trained(
         optimizer.step()
 
 
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = {("gpt2", "60%"), ("qwen3_moe", "the smallest"), ("resnet", "the smallest"), ("unet", "60%")}
+CASES = [
+    pytest.param(name, share, marks=() if (name, share) in QUICK else pytest.mark.slow)
+    for name in ARCHITECTURES
+    for share in SHARES
+]
+
+
+@pytest.mark.parametrize(("name", "share"), CASES)
 def test_ten_steps_are_those_without_a_plan(name: str, share: str) -> None:
     pytest.importorskip("transformers")
     case = ARCHITECTURES[name]()
