@@ -133,6 +133,7 @@ def case(name: str, shape: tuple[int, int], share: float, file: PlanFile, path: 
     if "error" in ran:
         return row | {"failed": ran["error"]}
     moved = file.plan.certificate.moved_nbytes
+    planned = sum(moved.values())
     link = file.machine.link
     io_s = sum(n / link[tuple(k.split("->"))].bytes_per_s for k, n in moved.items() if n)  # pyright: ignore
     compute_s = 1e-9 * sum(step.duration_ns for step in file.plan.steps)
@@ -143,7 +144,7 @@ def case(name: str, shape: tuple[int, int], share: float, file: PlanFile, path: 
         "error": ran["predicted_s"] / ran["median_s"] - 1,
         "compute_s": {"predicted": compute_s, "measured": ran["limit_s"]["compute"]},
         "io_s": {"predicted": io_s, "measured": ran["limit_s"]["io"]},
-        "read_over_planned": ran["read_nbytes"] / len(ran["measured_s"]) / max(1, sum(moved.values())),
+        "read_over_planned": ran["read_nbytes"] / len(ran["measured_s"]) / planned if planned else None,
         "peak_over_promised": ran["peak_rss_nbytes"] / ran["promised_peak_nbytes"],
     }
 
@@ -158,7 +159,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['median_s']:.3f}",
         f"{100 * row['error']:+.1f}%",
         *(f"{row[k]['predicted']:.3f}/{row[k]['measured']:.3f}" for k in ("compute_s", "io_s")),
-        f"{row['read_over_planned']:.3f}",
+        "-" if row["read_over_planned"] is None else f"{row['read_over_planned']:.3f}",
         f"{row['peak_over_promised']:.3f}",
     ]
 

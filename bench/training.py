@@ -105,7 +105,7 @@ def show(case: dict[str, Any]) -> None:
             continue
         seconds, peak = _median(good), max(r["peak_nbytes"] for r in good)
         said = case["plans"].get(name)
-        promised = case["fixed_nbytes"] + said["peak_nbytes"]["dram"] if said else 0
+        promised = said["fixed_nbytes"] + said["peak_nbytes"]["dram"] if said else 0
         rows.append(
             [
                 name,

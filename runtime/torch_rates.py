@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 
@@ -58,10 +59,10 @@ def measure(
 
     It takes `budget_s` seconds at the most, if no single call takes longer than its formula says: those with the
     largest formula times are taken first, and then again, in the order of the program, up to nine times. A call's time
-    is the lower quartile of its runs, since what disturbs a run only adds to it. Operands take at the most twice the
-    largest weight or 512 MiB, whichever is more, and the largest call's activations. A call that needs more memory than
-    there is, is skipped. `warm`: results take memory that was touched before. Raises InputError where the cache cannot
-    be written.
+    is the lower quartile of its runs, since what disturbs a run only adds to it, times what the median round took over
+    the sum of those. Operands take at the most twice the largest weight or 512 MiB, whichever is more, and the largest
+    call's activations. A call that needs more memory than there is, is skipped. `warm`: results take memory that was
+    touched before. Raises InputError where the cache cannot be written.
     """
     if threads < 1:
         raise InputError(f"cannot measure on {threads} threads; give one or more")
@@ -187,10 +188,18 @@ class _Session:
 
     def times(self) -> dict[Signature, int]:
         """Nanoseconds of a call as a module makes it."""
-        found: dict[Signature, int] = {}
-        for signature, runs in self.runs.items():
-            # The first run was made among other calls than in the program.
-            counted = sorted(runs[1:] or runs)
-            ns = counted[(len(counted) - 1) // 4]
-            found[signature] = self.overheads.corrected(ns, by_overload=signature in self.by_overload)
-        return found
+        # The first run was made among other calls than in the program.
+        counted = {signature: sorted(runs[1:] or runs) for signature, runs in self.runs.items()}
+        best = {signature: runs[(len(runs) - 1) // 4] for signature, runs in counted.items()}
+        usual = self._usual_over(best)
+        return {
+            signature: self.overheads.corrected(round(usual * ns), by_overload=signature in self.by_overload)
+            for signature, ns in best.items()
+        }
+
+    def _usual_over(self, best: dict[Signature, int]) -> float:
+        """How many times as long as its calls at their `best` the median round took: something is always disturbed."""
+        most = max(map(len, self.runs.values()), default=0)
+        whole = [r for r in self.requests if len(self.runs.get(r.signature, ())) == most]
+        rounds = [sum(r.calls * self.runs[r.signature][k] for r in whole) for k in range(1, most)]
+        return max(1.0, median(rounds) / sum(r.calls * best[r.signature] for r in whole)) if rounds else 1.0

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST_CHANCE = 0.5
+PRIOR = 8
+"""Uses for which an expert's own share of all events stands in, until pairs have been seen: one that followed once,
+after one use, is no certainty."""
 MEMORY = 256
 """Uses of an expert after which its counts are halved: routing changes with the text."""
 
@@ -53,6 +56,8 @@ class Followers:
         uses = self._uses[layer][now]
         if not len(now) or not uses.any():
             return []
-        chance = (self._pairs[layer][now] / np.maximum(uses, 1)[:, None]).mean(axis=0)
+        pairs = self._pairs[layer]
+        share = pairs.sum(axis=0) / self._uses[layer].sum()
+        chance = ((pairs[now] + PRIOR * share) / (uses + PRIOR)[:, None]).mean(axis=0)
         best = np.argsort(-chance, kind="stable")[:most]
         return [int(e) for e in best if chance[e] >= LEAST_CHANCE]
