@@ -6,6 +6,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a dense tensor whose last dimension is the innermost."""
+    strides: list[int] = []
+    step = 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))
+
+
 @dataclass(frozen=True, slots=True)
 class FilePiece:
     """Raw little-endian bytes [`file_offset`, `file_offset + nbytes`) of the file `path`."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..ir.errors import InputError, PlanMismatchError
 from ..ir.graph import Graph, Tensor
 from ..ir.paths import cache_dir
-from ..ir.program import BlobSource, ModuleProgram, Parameter
+from ..ir.program import BlobSource, ModuleProgram, Parameter, row_major
 from .directio import DirectFile
 from .memory import settle_allocator, trim_heap
 from .reading import BlobEntry, CheckedBlobs
@@ -176,7 +176,7 @@ def _part(parameter: Parameter, wanted: Tensor, offset: int, module: Any) -> _Pa
     """The tensors of a parameter, checked. Raises InputError with what is and what should be."""
     tensors = {id(t): t for t in (_find(module, name) for name in parameter.names)}
     shape = wanted.shape or ()
-    strides = parameter.strides or _row_major(shape)
+    strides = parameter.strides or row_major(shape)
     for name, tensor in zip(parameter.names, (_find(module, n) for n in parameter.names), strict=True):
         dtype = str(tensor.dtype).removeprefix("torch.")
         if (tuple(tensor.shape), dtype) != (shape, wanted.dtype):
@@ -215,13 +215,3 @@ def _find(module: Any, name: str) -> Any:
 
 def _address(part: _Part) -> int:
     return int(part.tensors[0].data_ptr())
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements of a dense tensor."""
-    strides: list[int] = []
-    step = 1
-    for n in reversed(shape):
-        strides.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(strides))

@@ -34,7 +34,7 @@ from ...ir.optimizer import (
     splits,
     temporaries_nbytes,
 )
-from ...ir.program import OptimizerProgram, Update
+from ...ir.program import OptimizerProgram, Update, row_major
 from ..costs import OperatorCost
 from ..pytorch.views import dtype_name
 from .lowered import OptimizerCalls, StateTensor, StepLowered, UpdateCall
@@ -149,17 +149,13 @@ def _alike(step: StepLowered, update: Update) -> bool:
     if not isinstance(value, torch.Tensor):
         return False
     shape = tuple(value.shape)
-    wanted = step.strides.get(storage) or _row_major(shape)
+    wanted = step.strides.get(storage) or row_major(shape)
     return all(n == 1 or a == b for n, a, b in zip(shape, value.stride(), wanted, strict=True))
 
 
 def _node(step: StepLowered, tensor: str) -> fx.Node | None:
     name = step.values[tensor].node if tensor in step.values else None
     return next((n for n in step.operators.traced.nodes if n.name == name), None)
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _split(step: StepLowered, program: OptimizerProgram, parts: Mapping[str, list[tuple[int, int]]]) -> StepLowered:

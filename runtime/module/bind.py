@@ -12,7 +12,7 @@ from ...ir.errors import InputError, PlanMismatchError
 from ...ir.graph import Graph, Tensor
 from ...ir.machine import Machine, TierKind, Unit
 from ...ir.plan import Plan
-from ...ir.program import ModuleProgram, Parameter
+from ...ir.program import ModuleProgram, Parameter, row_major
 from ..preflight import compute_unit
 from ..reading import WeightReader
 from .row_ranges import range_sources
@@ -173,7 +173,7 @@ def _source(
     for place in places:
         _check_place(place, tensor)
     dtype = places[0].value.dtype
-    strides = parameter.strides or _row_major(tensor.shape)
+    strides = parameter.strides or row_major(tensor.shape)
     several = [lookups[n] for n in parameter.names if n in lookups]
     found: Lookups | None = None
     if several:
@@ -219,15 +219,6 @@ def _check_device(name: str, value: torch.Tensor, device: torch.device) -> None:
 
 def _called(device: torch.device) -> str:
     return "the CPU" if device.type == "cpu" else f"'{device}'"
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides: list[int] = []
-    size = 1
-    for n in reversed(shape):
-        strides.append(size)
-        size *= max(n, 1)
-    return tuple(reversed(strides))
 
 
 def _lookups(

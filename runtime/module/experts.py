@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import update_wrapper
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,12 @@ from .experts_bind import Held, Slices, expert_pieces, held_by_experts
 from .experts_cache import ExpertCache, ExpertStats
 from .experts_slots import ExpertSlots
 from .functions import refuse_write
+from .replaced import Forward, Replaced
 from .weights import Weights
 
 READERS = 4
 """Threads that read experts."""
 
-Forward = Callable[..., Any]
 Routing = Callable[[int, "NDArray[np.int64]", "NDArray[np.float32] | None"], None]
 """What somebody who records is told: the layer's number, ids [tokens, top_k], and gates of that shape or None."""
 
@@ -74,7 +73,7 @@ class ExpertForwards:
         self._record: Routing | None = None
         self._told_nbytes = 0
         self._lock = threading.RLock()
-        self._undo: list[tuple[nn.Module, Any]] = []
+        self._replaced = Replaced()
         self._slots: list[ExpertSlots] = []
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
         try:
@@ -129,12 +128,7 @@ class ExpertForwards:
     def close(self) -> None:
         """Put the forwards back, end the threads and give the memory back; again is allowed."""
         with self._lock:
-            for part, before in reversed(self._undo):
-                if before is None:
-                    part.__dict__.pop("forward", None)
-                else:
-                    part.__dict__["forward"] = before
-            self._undo.clear()
+            self._replaced.put_back()
             self._pool.shutdown(cancel_futures=True)
             for slots in self._slots:
                 slots.close()
@@ -142,18 +136,13 @@ class ExpertForwards:
     def _install(self, modules: dict[str, nn.Module], layer: LayerExperts) -> None:
         part = modules[layer.about.module]
         if layer.about.fused:
-            self._replace(part, lambda _: forwards.part(self._weights, part, self._fused(part, layer)))
+            self._replaced.replace(part, lambda _: forwards.part(self._weights, part, self._fused(part, layer)))
             return
         for number, expert in enumerate(part.children()):
             held = held_by_experts(expert, layer.about.parameters)
-            self._replace(expert, lambda own, n=number, h=held: self._listed(layer, n, h, own))
+            self._replaced.replace(expert, lambda own, n=number, h=held: self._listed(layer, n, h, own))
         owner = modules[layer.about.module.rpartition(".")[0]]
-        self._replace(owner, lambda original: self._owner(layer, original))
-
-    def _replace(self, part: nn.Module, make: Callable[[Forward], Forward]) -> None:
-        original = part.forward
-        self._undo.append((part, part.__dict__.get("forward")))
-        part.__dict__["forward"] = update_wrapper(make(original), original)
+        self._replaced.replace(owner, lambda original: self._owner(layer, original))
 
     def _fused(self, part: nn.Module, layer: LayerExperts) -> Forward:
         """The eager loop of the module's class over slices in slots."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...ir.errors import PlanMismatchError
+from ...ir.program import row_major
 from ..arena import Arena
 from ..directio import BLOCK, never
 from ..tiers import load_homed
@@ -40,7 +41,7 @@ class Piece:
 def fused_pieces(lazy: LazyTensor, experts: int) -> list[Piece]:
     """By expert, its slice of a parameter [experts, ...]. Raises PlanMismatchError for another shape."""
     source = lazy.source
-    if not source.shape or source.shape[0] != experts or source.strides != _row_major(source.shape):
+    if not source.shape or source.shape[0] != experts or source.strides != row_major(source.shape):
         raise PlanMismatchError(
             f"'{source.name}' has shape {list(source.shape)} and strides {list(source.strides)}; it was planned as "
             f"{experts} experts one after another: plan again"
@@ -58,15 +59,6 @@ def _piece(source: Source, at: int, nbytes: int, shape: tuple[int, ...]) -> Piec
     stored = source.storage.blob_offset + source.tensor.offset
     lead = (stored + at) % BLOCK if stored % VECTOR == 0 else at % VECTOR
     return Piece(source, source.tensor.offset + at, nbytes, lead, shape)
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides: list[int] = []
-    size = 1
-    for n in reversed(shape):
-        strides.append(size)
-        size *= max(n, 1)
-    return tuple(reversed(strides))
 
 
 class ExpertSlots:

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,11 +27,10 @@ from torch import nn
 
 from ...ir.errors import InputError
 from .lazy import LazyTensor
+from .replaced import Forward, Replaced
 from .sparse_layer import Matrix, Scratch, SparseLayer, bits, neurons_apart
 from .sparse_rows import READ_NBYTES, Bytes, Indices, RowFile, RowLayout
 from .sparse_window import RowWindow
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Site(Protocol):
@@ -118,10 +116,10 @@ class SparseForwards:
             )
             for number, (matrices, place, layout) in enumerate(zip(found, places, self._file.layouts, strict=True))
         )
-        self._undo: list[tuple[nn.Module, Any]] = []
+        self._replaced = Replaced()
         for site, layer in zip(sites, self.layers, strict=True):
             if site.gate is None:
-                self._replace(layer.down.module, lambda original, layer=layer: self._plain(layer, original))
+                self._replaced.replace(layer.down.module, lambda original, layer=layer: self._plain(layer, original))
             else:
                 self._install_gated(modules[site.gate], layer, squared=site.squared)
 
@@ -134,12 +132,7 @@ class SparseForwards:
     def close(self) -> None:
         """Put the forwards back and give file and memory back; again is allowed."""
         with self._lock:
-            for part, before in reversed(self._undo):
-                if before is None:
-                    part.__dict__.pop("forward", None)
-                else:
-                    part.__dict__["forward"] = before
-            self._undo.clear()
+            self._replaced.put_back()
             self._file.close()
             self._scratch.close()
             for layer in self.layers:
@@ -159,11 +152,6 @@ class SparseForwards:
     def file_nbytes(self) -> int:
         """Bytes on the disk."""
         return sum(layout.nbytes for layout in self._file.layouts)
-
-    def _replace(self, part: nn.Module, make: Callable[[Forward], Forward]) -> None:
-        original = part.forward
-        self._undo.append((part, part.__dict__.get("forward")))
-        part.__dict__["forward"] = update_wrapper(make(original), original)
 
     def _plain(self, layer: SparseLayer, original: Forward) -> Forward:
         """Of an output projection that reads ReLU's output."""
@@ -224,9 +212,9 @@ class SparseForwards:
 
             return forward
 
-        self._replace(gate, of_gate)
-        self._replace(up.module, of_up)
-        self._replace(down.module, of_down)
+        self._replaced.replace(gate, of_gate)
+        self._replaced.replace(up.module, of_up)
+        self._replaced.replace(down.module, of_down)
 
 
 class _Noted(threading.local):

@@ -26,7 +26,9 @@ from .plans import execute, feed, forked, mlp, spilling, streamed
 
 
 def _descriptors() -> set[str]:
-    return {p.name for p in Path("/proc/self/fd").iterdir()}
+    """Open ones, without that of the listing itself and without what the collector would close."""
+    gc.collect()
+    return {name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}  # noqa: PTH208
 
 
 @pytest.mark.parametrize("fault", ["eio", "end", "bit"])
@@ -106,7 +108,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     executor.close()
     store.close()
     assert not any(t.name.startswith("tensorstow") for t in threading.enumerate())
-    assert _descriptors() == files
+    assert _descriptors() <= files
 
 
 def test_two_hundred_executors_leave_nothing_behind(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_two_hundred_executors_leave_nothing_behind(tmp_path: Path) -> None:
     for _ in range(180):
         cycle()
     gc.collect()
-    assert len(_descriptors()) == files
+    assert len(_descriptors()) <= files
     assert threading.active_count() == threads
     assert memory.current_rss_nbytes() - nbytes < 6 << 20
 
