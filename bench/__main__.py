@@ -29,6 +29,7 @@ NAMES = (
     "experts",
     "reliability",
     "moe",
+    "page",
 )
 
 
