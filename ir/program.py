@@ -174,6 +174,11 @@ class ExpertCaching:
     rests_on: str
 
     @property
+    def nbytes(self) -> int:
+        """Of all experts."""
+        return sum(layer.nbytes * layer.experts for layer in self.layers)
+
+    @property
     def policy(self) -> str:
         """Its name among the policies of traces."""
         return "lru" if self.decay is None else "decayed"

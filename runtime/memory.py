@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from mmap import MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 
 from ..ir.errors import ExecutionError
@@ -14,6 +15,7 @@ from ..ir.errors import ExecutionError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _MMAP_MAX = 65536
 _DEFAULT_THRESHOLD = 128 << 10
+_MAP_NORESERVE = 0x4000  # Linux's; the module mmap has no name for it before Python 3.13
 
 
 def peak_rss_nbytes() -> int:
@@ -88,6 +90,14 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def untouched(nbytes: int) -> mmap:
+    """`nbytes` zeros that take memory only where they are written to, a page at a time; gone with their last user."""
+    reserved = mmap(-1, nbytes, flags=MAP_PRIVATE | MAP_ANONYMOUS | _MAP_NORESERVE)
+    with suppress(OSError):  # a kernel without huge pages
+        reserved.madvise(MADV_NOHUGEPAGE)  # else a byte that is written takes two megabytes
+    return reserved
 
 
 def _status_nbytes(key: str) -> int:

@@ -47,8 +47,7 @@ def _planned(joint: Joint, options: dict[str, Any]) -> Sections:
     from .runtime.training.executor import TrainingExecutor
 
     file = plan_joint(joint, options)
-    executor = TrainingExecutor(file, nn.Module())
-    return executor._build(joint)  # pyright: ignore[reportPrivateUsage]
+    return TrainingExecutor(file, nn.Module()).build(joint)
 
 
 def plan_joint(joint: Joint, options: Mapping[str, Any]) -> PlanFile:

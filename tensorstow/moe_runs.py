@@ -149,31 +149,36 @@ def compute_eagerly(module: Any) -> None:
             switch("eager")
 
 
-def experts_row(caching: ExpertCaching, nbytes: int) -> str:
-    """One line about the experts of a plan; `nbytes` are those of all of them."""
+def _caching(file: PlanFile) -> ExpertCaching | None:
+    return None if file.module is None else file.module.experts
+
+
+def _running(executor: object) -> ExpertForwards | None:
+    """The experts of an executor, or of what holds one."""
+    return getattr(getattr(executor, "executor", executor), "experts", None)
+
+
+def experts_text(file: PlanFile) -> str | None:
+    """One line about the experts of a plan; None where it caches none."""
+    caching = _caching(file)
+    if caching is None:
+        return None
     layers = len(caching.layers)
     count = sum(layer.experts for layer in caching.layers)
     where = f"{caching.slots} in all" if caching.shared else f"{caching.slots} a layer"
     policy = "least recent goes" if caching.decay is None else f"least used goes (decay {caching.decay:g} an event)"
     return (
-        f"{count} in {layers} layers, {format_size(nbytes)}, stay in the store; slots for {where}, {policy}; hit rate "
-        f"{caching.hit_rate:.2f} {caching.rests_on}; computed one by one ('eager')"
+        f"{count} in {layers} layers, {format_size(caching.nbytes)}, stay in the store; slots for {where}, {policy}; "
+        f"hit rate {caching.hit_rate:.2f} {caching.rests_on}; computed one by one ('eager')"
     )
-
-
-def experts_text(file: PlanFile) -> str | None:
-    """`experts_row` of a plan file; None where it caches none."""
-    if file.module is None or file.module.experts is None:
-        return None
-    caching = file.module.experts
-    return experts_row(caching, sum(layer.nbytes * layer.experts for layer in caching.layers))
 
 
 def reads_text(file: PlanFile) -> str | None:
     """What a token reads of experts, as predicted, and how long the link takes for it; None where none are cached."""
-    if file.module is None or file.module.experts is None:
+    caching = _caching(file)
+    if caching is None:
         return None
-    nbytes, reads_s = expected_read_nbytes(file.module.experts), _expected_read_s(file, file.module.experts)
+    nbytes, reads_s = expected_read_nbytes(caching), _expected_read_s(file, caching)
     both_s = file.plan.certificate.simulated_s + reads_s
     return (
         f"{format_size(round(nbytes))} a token expected, {format_seconds(reads_s)} at the link's rate; the times below "
@@ -190,7 +195,7 @@ def _expected_read_s(file: PlanFile, caching: ExpertCaching) -> float:
 
 def experts_facts(file: PlanFile) -> dict[str, Any] | None:
     """As `plan --json` has it; None where the plan caches none."""
-    caching = None if file.module is None else file.module.experts
+    caching = _caching(file)
     if caching is None:
         return None
     return {
@@ -198,7 +203,7 @@ def experts_facts(file: PlanFile) -> dict[str, Any] | None:
         "experts": [layer.experts for layer in caching.layers],
         "top_k": max(layer.top_k for layer in caching.layers),
         "expert_nbytes": max(layer.nbytes for layer in caching.layers),
-        "nbytes": sum(layer.nbytes * layer.experts for layer in caching.layers),
+        "nbytes": caching.nbytes,
         "slots": caching.slots,
         "shared": caching.shared,
         "policy": caching.policy,
@@ -212,15 +217,15 @@ def experts_facts(file: PlanFile) -> dict[str, Any] | None:
 
 def run_facts(file: PlanFile, executor: object) -> dict[str, Any] | None:
     """What an executor's experts have done so far, as `run --json` has it; None where none are cached."""
-    experts: ExpertForwards | None = getattr(getattr(executor, "executor", executor), "experts", None)
-    if experts is None or file.module is None or file.module.experts is None:
+    caching, experts = _caching(file), _running(executor)
+    if caching is None or experts is None:
         return None
     stats = experts.stats
     return {
         "hits": stats.hits,
         "misses": stats.misses,
         "hit_rate": stats.hit_rate,
-        "predicted_hit_rate": file.module.experts.hit_rate,
+        "predicted_hit_rate": caching.hit_rate,
         "ahead": stats.ahead,
         "ahead_used": stats.ahead_used,
         "read_nbytes": stats.read_nbytes,
@@ -253,7 +258,7 @@ class RoutingFile:
     """Routing of a run, to be written to `path`. Raises InputError for a plan that caches no experts."""
 
     def __init__(self, file: PlanFile, path: Path) -> None:
-        if file.module is None or file.module.experts is None:
+        if _caching(file) is None:
             raise InputError(
                 "--record-routing records what experts tokens choose; the plan caches none: plan a "
                 "mixture-of-experts model for less memory than its experts take"
@@ -264,7 +269,7 @@ class RoutingFile:
 
     def begin(self, executor: object) -> None:
         """Record from now on what `executor` runs."""
-        self._experts = getattr(getattr(executor, "executor", executor), "experts", None)
+        self._experts = _running(executor)
         assert self._experts is not None
         self._recorder = record_routing(self._experts)
 

@@ -50,9 +50,8 @@ class TrainingModel:
         if "joint" not in self.known:
             progress(f"tracing {self.name}", 0.0)
             model = self.model
-            joint = capture_joint(
-                model.module, model.args, model.kwargs, self.loss or picked
-            )  # an error there has no line
+            # Of an error in `picked` no line is told: it is not the user's.
+            joint = capture_joint(model.module, model.args, model.kwargs, self.loss or picked)
             self.known["joint"] = _one_loss(joint, self.name)
         return self.known["joint"]
 

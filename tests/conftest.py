@@ -94,3 +94,14 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> int:
     fixed = 100 << 20
     monkeypatch.setattr(workflow, "measure_fixed", lambda file: fixed)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     return fixed
+
+
+@pytest.fixture
+def one_thread() -> Generator[None]:
+    """PyTorch computes on one thread: small products on several mostly wait for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -13,13 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from tensorstow.dynamo import backend
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net() -> nn.Module:

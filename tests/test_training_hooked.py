@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +58,7 @@ class Branching(nn.Module):
         return x.square().mean()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made() -> tuple[nn.Module, tuple[torch.Tensor]]:

@@ -18,7 +18,7 @@ _NEEDED, _TURNED, _FREED, _SAVED = range(4)
 """What happens at one instant, in this order."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class _Mark:
     """At `at_s` something happens to saved tensor `number`."""
 
@@ -81,12 +81,12 @@ def _marks(profile: SavedProfile, saved: dict[int, SavedTensor]) -> Iterator[_Ma
         found.append(_Mark(t.packed_s, _SAVED, k))
         found += [_Mark(t.needed_s, _NEEDED, k)] if t.packed_s < t.needed_s < t.freed_s else []
         found.append(_Mark(max(t.freed_s, t.packed_s), _FREED, k))
-    ordered = sorted(found)
-    for i, mark in enumerate(ordered):  # at one instant nothing is let go before it is saved
-        if mark.what == _FREED and saved[mark.number].packed_s == mark.at_s:
-            j = ordered.index(_Mark(mark.at_s, _SAVED, mark.number))
-            if j > i:
-                ordered[i], ordered[j] = ordered[j], ordered[i]
+
+    def order(mark: _Mark) -> tuple[float, int, int]:
+        at_once = mark.what == _FREED and saved[mark.number].packed_s == mark.at_s  # let go as it is saved, not before
+        return mark.at_s, _SAVED + 1 if at_once else mark.what, mark.number
+
+    ordered = sorted(found, key=order)
     yield _Mark(0.0, _TURNED, -1)
     yield from ordered
     yield _Mark(max(profile.seconds, ordered[-1].at_s), _NEEDED, -2)

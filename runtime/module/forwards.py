@@ -19,9 +19,9 @@ from torch import nn
 from . import functions
 from .computing import is_plain, only_computes
 from .lazy import LazyTensor, detached, overwritten
+from .replaced import Forward
 from .weights import Source, Weights
 
-Forward = Callable[..., Any]
 Values = tuple[torch.Tensor, ...]
 
 

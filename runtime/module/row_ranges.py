@@ -9,8 +9,7 @@ slower, and in memory that was not planned, but the right bits.
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any
@@ -22,10 +21,10 @@ from torch import nn
 from ...ir.errors import PlanMismatchError
 from ...ir.graph import Graph
 from ...ir.program import RowRanges
+from ..memory import untouched
 from .lazy import LazyTensor
+from .replaced import Forward
 from .weights import Source, Weights
-
-Forward = Callable[..., Any]
 
 EDGE_ROWS = 8
 """Of each range so many rows from either end are compared: of the tiles that a kernel cuts short, some of each."""
@@ -125,20 +124,20 @@ def agree(input: torch.Tensor, weight: torch.Tensor, biased: bool, spans: Sequen
     if not x.numel():
         return False
     x.copy_(torch.randn(input.shape, generator=generator))
-    with _zeros(weight) as whole:
-        rows = [_rows(hi - lo, max(EDGE_ROWS, SAMPLED_ROWS // len(spans)), generator) for lo, hi in spans]
-        for (lo, _), chosen in zip(spans, rows, strict=True):
-            for row in chosen.tolist():
-                whole.matrix[lo + row].copy_(torch.randn(weight.shape[1], generator=generator))
-        bias = torch.randn(weight.shape[0], generator=generator).to(x.dtype) if biased else None
-        wanted = F.linear(x, _like(whole.matrix, weight), bias)
-        if not wanted.is_contiguous():
+    whole = _zeros(weight)
+    rows = [_rows(hi - lo, max(EDGE_ROWS, SAMPLED_ROWS // len(spans)), generator) for lo, hi in spans]
+    for (lo, _), chosen in zip(spans, rows, strict=True):
+        for row in chosen.tolist():
+            whole[lo + row].copy_(torch.randn(weight.shape[1], generator=generator))
+    bias = torch.randn(weight.shape[0], generator=generator).to(x.dtype) if biased else None
+    wanted = F.linear(x, _like(whole, weight), bias)
+    if not wanted.is_contiguous():
+        return False
+    for (lo, hi), chosen in zip(spans, rows, strict=True):
+        part = F.linear(x, _like(whole[lo:hi], weight), None if bias is None else bias[lo:hi])
+        if not torch.equal(part[..., chosen], wanted[..., lo:hi][..., chosen]):
             return False
-        for (lo, hi), chosen in zip(spans, rows, strict=True):
-            part = F.linear(x, _like(whole.matrix[lo:hi], weight), None if bias is None else bias[lo:hi])
-            if not torch.equal(part[..., chosen], wanted[..., lo:hi][..., chosen]):
-                return False
-        return True
+    return True
 
 
 def _like(matrix: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -154,18 +153,7 @@ def _rows(size: int, sampled: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat([torch.arange(EDGE_ROWS), between.unique(), torch.arange(size - EDGE_ROWS, size)])
 
 
-class _zeros:  # noqa: N801 - a context, used as a function
+def _zeros(weight: torch.Tensor) -> torch.Tensor:
     """A matrix of the shape and type of `weight`, of zeros, which has memory only where it is written to."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        nbytes = weight.numel() * weight.element_size()
-        self._memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # else a row that is written takes two megabytes
-        self.matrix = torch.frombuffer(self._memory, dtype=weight.dtype).view(tuple(weight.shape))
-
-    def __enter__(self) -> _zeros:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The memory goes when the last tensor over it does."""
-        self.matrix = torch.empty(0)
+    memory = untouched(weight.numel() * weight.element_size())
+    return torch.frombuffer(memory, dtype=weight.dtype).view(tuple(weight.shape))

@@ -77,7 +77,7 @@ class TrainingExecutor:
         self._plain: Code | None = None
         # The mode that was planned, once a graph has told it: some fine-tune in evaluation mode.
         self._training = self._evaluates = False
-        self._step = compile_joint(module, self._build, loss or loss_of)
+        self._step = compile_joint(module, self.build, loss or loss_of)
         self._eager = loss or loss_of
 
     def _check(self, optimizer: Any) -> str:
@@ -223,7 +223,7 @@ class TrainingExecutor:
         """The code that runs the plan; there is none before the first call."""
         return "" if self._planned is None else self._planned.code.source
 
-    def _build(self, joint: Joint) -> Sections:
+    def build(self, joint: Joint) -> Sections:
         """Forward and backward of the plan. Refuses a graph that is not the one that was planned."""
         if joint.key != self.program.key:
             raise PlanMismatchError(

@@ -71,8 +71,8 @@ def profile_saved(module: torch.nn.Module, run: Callable[[], torch.Tensor]) -> S
     """Of a forward pass of `run`, which returns the loss, and its backward pass.
 
     Runs twice, in as much memory as they take; the second run's times count, and what the first one allocated beside
-    what it saved. Gradients, buffers and the random numbers of the
-    CPU are as before. Raises InputError where the loss is no scalar that depends on a parameter.
+    what it saved. Gradients, buffers and the random numbers of the CPU are as before. Raises InputError where the loss
+    is no scalar that depends on a parameter.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     with _unchanged(module):

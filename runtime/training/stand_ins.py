@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+
+from ..memory import untouched
 
 
 @contextmanager
@@ -41,11 +42,8 @@ def on_cpu(module: nn.Module, given: Any) -> Generator[Any]:
 def _untouched(value: torch.Tensor) -> torch.Tensor:
     """A tensor of the same form on the CPU whose memory is reserved only, never touched."""
     span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 0
-    region = mmap(-1, max(span * value.element_size(), 1), flags=MAP_PRIVATE | MAP_ANONYMOUS | _NORESERVE)
+    region = untouched(max(span * value.element_size(), 1))
     flat = torch.frombuffer(region, dtype=torch.uint8, count=span * value.element_size()) if span else torch.empty(0)
     tensor = flat.view(value.dtype).as_strided(value.shape, value.stride())
     made = nn.Parameter(tensor, value.requires_grad) if isinstance(value, nn.Parameter) else tensor
     return made.requires_grad_(value.requires_grad)
-
-
-_NORESERVE = 0x4000  # Linux's MAP_NORESERVE; the module mmap has no name for it before Python 3.13

@@ -33,11 +33,10 @@ from tensorstow.solvers.caching.problem import Requests
 
 from ..graphs import machine
 from .recorded import release
-from .test_module_executor import one_thread
 
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -25,9 +25,9 @@ from tensorstow.ir.program import Lookup
 from tensorstow.runtime.module import ModuleExecutor
 
 from .recorded import Recorded, record
-from .test_module_executor import Small, one_thread, small, tokens
+from .test_module_executor import Small, small, tokens
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recorded(folder: Path, **options: Any) -> Recorded:

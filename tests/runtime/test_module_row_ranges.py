@@ -15,9 +15,8 @@ from tensorstow.ir.errors import InfeasibleError
 from tensorstow.runtime.module import row_ranges
 
 from ..planner.test_pytorch_row_ranges import ROWS, Headed
-from .test_module_executor import one_thread
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ids(*shape: int) -> torch.Tensor:

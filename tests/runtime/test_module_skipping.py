@@ -12,9 +12,8 @@ from torch import nn
 from tensorstow.runtime.module import ModuleExecutor
 
 from .recorded import record
-from .test_module_executor import one_thread
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Halves(nn.Module):

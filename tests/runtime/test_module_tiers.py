@@ -25,9 +25,9 @@ from tensorstow.runtime.module.devices import CudaDevice, FakeDevice
 
 from .plans import NOT_OURS
 from .recorded import PAGE, Recorded, record, release
-from .test_module_executor import Small, one_thread, tokens
+from .test_module_executor import Small, tokens
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 WAYS = ["ssd-dram-hbm", "dram-hbm", "ssd-hbm"]

@@ -11,11 +11,10 @@ import torch
 from tensorstow.runtime.module import ModuleExecutor
 
 from .recorded import record
-from .test_module_executor import one_thread
 
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMMON = {"vocab_size": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2}

@@ -53,13 +53,7 @@ def native(workspace: int = WORKSPACE, *, alignment: int = 64, smallest: int = 6
     return region
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What is computed here is too small to be shared between cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -17,12 +17,7 @@ SHARES = {"60%": 0.6, "the smallest": 0.0}
 """Of what there would be beyond the least memory that goes, if nothing left it."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -30,12 +30,7 @@ from .training_steps import (
 CASES: dict[str, Callable[[], Case]] = {"gpt": gpt, "resnet": resnet}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

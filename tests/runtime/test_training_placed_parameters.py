@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -39,12 +39,7 @@ def stack() -> Case:
 CASES: dict[str, Callable[[], Case]] = {"gpt": gpt, "stack": stack}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
