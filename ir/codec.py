@@ -14,6 +14,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from .collecting import without_collecting
 from .errors import InputError
 
 T = TypeVar("T")
@@ -37,13 +38,14 @@ def to_json(value: object) -> Any:
         return value
     names = _field_names(kind)
     if names is not None:
-        return {name: to_json(getattr(value, name)) for name in names}
+        entries = ((name, getattr(value, name)) for name in names)
+        return {name: v if type(v) in _PLAIN else to_json(v) for name, v in entries}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, (tuple, list)):
-        return [to_json(v) for v in cast("tuple[object, ...]", value)]
+        return [v if type(v) in _PLAIN else to_json(v) for v in cast("tuple[object, ...]", value)]
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in cast("dict[object, object]", value).items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -51,6 +53,7 @@ def to_json(value: object) -> Any:
     return value
 
 
+@without_collecting()
 def dumps(value: object) -> bytes:
     """Canonical JSON: keys sorted, no spaces, UTF-8. Equal values give equal bytes."""
     return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..ir.codec import digest
+from ..ir.collecting import without_collecting
 from ..ir.graph import Graph
 from ..ir.machine import Link, Machine
 from ..ir.plan import Plan
@@ -74,6 +75,7 @@ def register_bounds(name: str, provider: Provider) -> None:
     _PROVIDERS[name] = provider
 
 
+@without_collecting()
 def find_bounds(instance: Instance, *, time_limit_s: float) -> tuple[Bound, ...]:
     """Every bound that is known, in time and in bytes. The residency LP, which takes up to the limit, comes last."""
     graph, machine = instance.graph, instance.machine

@@ -107,9 +107,13 @@ def _certify(
         ),
     )
     timeline = simulate(plan, instance.graph, instance.machine)
-    whole = plan
+    whole, links = plan, instance.machine.link
+    longest = max((links[t.origin, t.target].busy_ns(t.nbytes) for t in transfers), default=0)
+    tried: tuple[Timeline, int] | None = None
     for longest_ns in (timeline.pass_ns, timeline.pass_ns // PARTS):
-        if timeline.wait_ns > WAITING * timeline.pass_ns:
+        attempt = timeline, min(longest_ns, longest)
+        if timeline.wait_ns > WAITING * timeline.pass_ns and attempt != tried:
+            tried = attempt
             other = replace(whole, transfers=_as_available(instance, whole, timeline, longest_ns))
             again = simulate(other, instance.graph, instance.machine)
             if again.pass_ns < timeline.pass_ns * (1 - WAITING):

@@ -57,11 +57,11 @@ FIRST_OF_MANY = 0.06
 LIKE_CUT = 0.01
 """Cuts that differ by less than this share of the room fail alike."""
 
-PACKING_S = 0.3
+PACKING_S = 0.5
 """Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
 
-INSISTING_S = 4 * PACKING_S
-"""The same where nothing else could be placed."""
+PATIENT_S, INSISTING_S = 2 * PACKING_S, 4 * PACKING_S
+"""The same while nothing has been placed, and where nothing else could be."""
 
 USUAL_SHARE = 0.2
 """The part of the search that may go to what is done without us."""
@@ -181,7 +181,7 @@ class Search:
                 break
             decisions = made[name]()
             if decisions is not None:
-                seconds = self.score(decisions)
+                seconds = self.score(decisions, PATIENT_S if self.best is None else PACKING_S)
                 self.liked[name] = min(seconds, self.liked.get(name, float("inf")))
                 best, tried = min(best, seconds), tried + 1
         self.scores[cut_nbytes] = best

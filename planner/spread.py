@@ -37,7 +37,7 @@ def spread(instance: Instance, pieces: list[Placed], bottom: int, decisions: Dec
     """
     if not any(p.stay.loads or p.stay.stores for p in pieces):
         return True
-    yard = _Yard(instance, pieces, bottom, Clock(instance, decisions.stall_ns), decisions.landing)
+    yard = Yard(instance, pieces, bottom, Clock(instance, decisions.stall_ns), decisions.landing)
     loads, stores = _by_time(pieces)
     yard.finish_stores(stores)
     wanted = yard.clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
@@ -56,14 +56,23 @@ def spread(instance: Instance, pieces: list[Placed], bottom: int, decisions: Dec
 
 def stretch(instance: Instance, pieces: list[Placed], bottom: int) -> None:
     """Let every load start as early as its address allows, and every store end as late, in place."""
-    yard = _Yard(instance, pieces, bottom, Clock(instance, ()), Landing.LOWEST)
+    yard = Yard(instance, pieces, bottom, Clock(instance, ()), Landing.LOWEST)
     yard.stretch(*_by_time(pieces))
+
+
+def finish(instance: Instance, pieces: list[Placed], bottom: int, decisions: Decisions) -> None:
+    """As `stretch`, but first every store keeps its place until it can be done, as far as nothing else has it."""
+    yard = Yard(instance, pieces, bottom, Clock(instance, decisions.stall_ns), decisions.landing)
+    loads, stores = _by_time(pieces)
+    yard.finish_stores(stores)
+    yard.stretch(loads, stores)
 
 
 def load_searches() -> None:
     """Load or compile what large graphs call here, in packing and in rounding, so that no time limit pays for that."""
     from ..solvers import neighbours
     from ..solvers.packing.fit import fit_sparse
+    from ..solvers.sweeps import ages_before, hold
 
     one = np.ones(1, dtype=np.int64)
     fit_sparse(one - 1, np.arange(2), one - 1, one, one - 1, one, one, -one, 2)
@@ -72,8 +81,9 @@ def load_searches() -> None:
     calendar.add(0, 0, 1)
     columns = np.zeros((4, 1), dtype=np.int64)
     neighbours.free_since(calendar.lists, columns, 0, 1, 2, 0, 1, calendar.out)
-    neighbours.free_until(calendar.lists, columns, 0, 1, 2, 1, calendar.out)
     neighbours.not_yet_free(calendar.lists, columns, 0, 0, 1, 2, 0, calendar.out, calendar.out)
+    ages_before(one - 1, one, one, one - 1, one, 2)
+    hold(one, one - 1, one, one)
 
 
 def _by_time(pieces: Sequence[Placed]) -> tuple[list[int], list[int]]:
@@ -83,7 +93,7 @@ def _by_time(pieces: Sequence[Placed]) -> tuple[list[int], list[int]]:
     return loads, stores
 
 
-class _Yard:
+class Yard:
     """Who occupies which addresses when, cyclically; rows are pieces."""
 
     def __init__(self, instance: Instance, pieces: list[Placed], bottom: int, clock: Clock, landing: Landing) -> None:
@@ -197,30 +207,51 @@ class _Yard:
         first, end = piece.stay.first, piece.end
         return int(self.search.free_since(calendar.lists, self.columns, i, first, end, since, self.look, calendar.out))
 
-    def free_until(self, i: int) -> int:
-        """The latest instant until which the addresses of store `i` stay free; not past its item's next stay."""
-        piece, end, calendar = self.pieces[i], self.pieces[i].end, self.calendar
-        latest = min(end + self.steps, piece.start + self.steps)
+    def free_sinces(self, loads: Sequence[int]) -> list[int]:
+        """`free_since` of each: nothing else in the way moves when one begins earlier."""
+        rows = np.array(loads, dtype=np.int64)
+        first = np.array([self.pieces[i].stay.first for i in loads], dtype=np.int64)
+        low, high, _, end = self.columns[:, : len(self.pieces)]
+        free = (first - self._ages_before(low, high, end, rows, first)).tolist()
+        own = (free_of_itself(self.pieces, i, self.before[i], self.steps) for i in loads)
+        return [max(both) for both in zip(free, own, strict=True)]
+
+    def free_untils(self, stores: Sequence[int]) -> list[int]:
+        """The latest instant until which the addresses of each store stay free; not past its item's next stay."""
+        rows = np.array(stores, dtype=np.int64)
+        low, high, start, end = self.columns[:, : len(self.pieces)]
+        free = (end[rows] + self._ages_before(low, high, -start, rows, -end[rows])).tolist()
+        return [min(both) for both in zip(free, map(self._next_stay, stores), strict=True)]
+
+    def _next_stay(self, i: int) -> int:
+        """When the item of store `i` comes back, or a pass after it began."""
+        piece = self.pieces[i]
+        latest = piece.start + self.steps
         for q in self.after.get(i, []):
             following = self.pieces[q]
             pause = (following.stay.first - piece.stay.last - 1) % self.steps
             latest = min(latest, piece.stay.last + 1 + pause - (following.stay.first - following.start))
-        return int(self.search.free_until(calendar.lists, self.columns, i, end, latest, self.look, calendar.out))
+        return latest
+
+    def _ages_before(self, low: Ints, high: Ints, at: Ints, rows: Ints, when: Ints) -> Ints:
+        from ..solvers.sweeps import ages_before  # it imports numba
+
+        return ages_before(low, high, at, rows, when, self.steps)
 
     def finish_stores(self, stores: Sequence[int]) -> None:
         """Let what is stored keep its place until that can be done, as far as others leave it the place."""
         pieces = self.pieces
         placed = [i for i in stores if pieces[i].offset >= 0]
         done = self.clock.earliest_ends([store_job(i, pieces[i]) for i in placed])
-        for i in placed:
-            self.end_at(i, max(pieces[i].end, min(done.get(i, 0), self.free_until(i))))
+        for i, until in zip(placed, self.free_untils(placed), strict=True):
+            self.end_at(i, max(pieces[i].end, min(done.get(i, 0), until)))
 
     def stretch(self, loads: Sequence[int], stores: Sequence[int]) -> None:
-        """All that `free_since` and `free_until` allow, one after another."""
-        for i in loads:
-            self.start_at(i, self.free_since(i))
-        for i in stores:
-            self.end_at(i, max(self.pieces[i].end, self.free_until(i)))
+        """All that is free before each load, then all that is left after each store."""
+        for i, since in zip(loads, self.free_sinces(loads), strict=True):
+            self.start_at(i, since)
+        for i, until in zip(stores, self.free_untils(stores), strict=True):
+            self.end_at(i, max(self.pieces[i].end, until))
 
     def start_at(self, i: int, instant: int) -> None:
         """Let row `i` begin at `instant`."""

@@ -23,8 +23,13 @@ def timetable(instance: Instance, pieces: Sequence[Placed], decisions: Decisions
 
     An item that is stored and loaded again is loaded no earlier than its store is done.
     """
-    clock = Clock(instance, decisions.stall_ns)
     pending_stores(instance, pieces, decisions, room_nbytes)
+    begin_loads(instance, pieces, decisions)
+
+
+def begin_loads(instance: Instance, pieces: Sequence[Placed], decisions: Decisions) -> None:
+    """Let every load begin, in place, when it must to be in time, but not before its own bytes are stored."""
+    clock = Clock(instance, decisions.stall_ns)
     loads = sorted((i for i, p in enumerate(pieces) if p.stay.loads), key=lambda i: pieces[i].stay.first)
     pauses = pauses_before(pieces, instance.steps)
     wanted = clock.latest_starts([(i, pieces[i].stay.first, pieces[i].nbytes) for i in loads])
@@ -67,29 +72,18 @@ def pending_stores(instance: Instance, pieces: Sequence[Placed], decisions: Deci
     stores = sorted((i for i, p in enumerate(pieces) if p.stay.stores), key=lambda i: pieces[i].stay.last)
     if not stores:
         return
+    from ..solvers.sweeps import hold  # it imports numba
+
     steps = instance.steps
     room = dict(pauses_before(pieces, steps).values())
     done = clock.earliest_ends([store_job(i, pieces[i]) for i in stores])
-    free = np.tile(room_nbytes - _live(pieces, steps), 2)  # a store may last over the end of the pass
-    for i in stores:
-        nbytes, end = pieces[i].nbytes, pieces[i].stay.last + 1
-        latest = min(max(end, done.get(i, end)), end + room.get(i, 0))
-        pieces[i].end = take(free, steps, end, latest, nbytes)
-
-
-def take(free: Ints, steps: int, begin: int, latest: int, nbytes: int) -> int:
-    """Take `nbytes` of what is `free` (of each step, in two passes alike) from step `begin` on, until `latest` at most,
-    for a pass at most, or until a step has less; where that is."""
-    if latest <= begin:
-        return begin
-    first = begin % steps
-    length = min(latest - begin, steps)
-    short = np.flatnonzero(free[first : first + length] < nbytes)
-    length = int(short[0]) if len(short) else length
-    until = first + length
-    for turn in (-1, 0, 1):
-        free[max(first + turn * steps, 0) : max(until + turn * steps, 0)] -= nbytes
-    return begin + length
+    begins = [pieces[i].stay.last + 1 for i in stores]
+    latest = [min(done.get(i, begin), begin + room.get(i, 0)) for i, begin in zip(stores, begins, strict=True)]
+    nbytes = [pieces[i].nbytes for i in stores]
+    columns = (np.array(column, dtype=np.int64) for column in (begins, latest, nbytes))
+    ends = hold(room_nbytes - _live(pieces, steps), *columns)
+    for i, end in zip(stores, ends.tolist(), strict=True):
+        pieces[i].end = end
 
 
 def store_job(i: int, piece: Placed) -> tuple[int, int, int, int]:

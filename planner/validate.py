@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ..ir.collecting import without_collecting
 from ..ir.errors import InputError
 from ..ir.graph import Graph, Tensor
 from ..ir.machine import Machine, Unit
@@ -27,6 +28,7 @@ class Fault:
     message: str
 
 
+@without_collecting()
 def validate(graph: Graph, machine: Machine) -> None:
     """Raises InputError with the first fault of the machine or of the graph."""
     for fault in faults(graph, machine):

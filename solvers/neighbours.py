@@ -147,26 +147,6 @@ def free_since(lists: Lists, columns: Ints, i: int, first: int, end: int, since:
 
 
 @compiled
-def free_until(lists: Lists, columns: Ints, i: int, end: int, latest: int, look: int, out: Ints) -> int:
-    """The latest instant up to `latest` until which the addresses of row `i` stay free from `end` on."""
-    steps = lists.numbers[STEPS]
-    low, high = columns[LOW, i], columns[HIGH, i]
-    most = latest - end
-    while True:
-        window = look if look < most else max(1, min(most, steps))
-        nearest = steps
-        for k in range(touching(lists, end, end + window, out)):
-            q = out[k]
-            if q != i and columns[LOW, q] < high and columns[HIGH, q] > low:
-                nearest = min(nearest, (columns[START, q] - end) % steps)
-        if nearest <= window:
-            return min(latest, end + nearest)
-        if look >= most:
-            return latest
-        look *= 2
-
-
-@compiled
 def not_yet_free(
     lists: Lists, columns: Ints, i: int, begin: int, first: int, end: int, bottom: int, out: Ints, ages: Ints
 ) -> int:

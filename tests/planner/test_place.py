@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorstow.ir.check import check
 from tensorstow.ir.errors import InfeasibleError, TimeLimitError
+from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
+from tensorstow.planner import place as placement
 from tensorstow.planner.build import find_bound, run_strategy
 from tensorstow.planner.instance import make_instance
 from tensorstow.planner.place import place
@@ -15,6 +19,9 @@ from tensorstow.planner.realise import realise
 from tensorstow.planner.spread import joined
 from tensorstow.planner.stays import Decisions, bodies_of, live_peak, make_stays, stays_of
 from tensorstow.planner.strategies import Effort, strategies
+from tensorstow.solvers.packing.problem import Packing, PackingProblem
+from tensorstow.solvers.packing.solve import pack
+from tensorstow.solvers.result import Result
 
 from ..graphs import KIB, chain, machine, training
 
@@ -96,6 +103,57 @@ def test_reserved_loads_keep_place_and_time() -> None:
     (load,) = [p for p in placed if p.stay.item == item]
     assert load.start < 5
     assert not [v for v in check(realise(instance, placed, "r"), graph, box) if v.kind != "bound"]
+
+
+def overlapping(seed: int, *, values: int = 24, steps: int = 16) -> Graph:
+    """Values of 4 to 48 KiB that live from one step to a later one, and a weight of a block for each step."""
+    rng = random.Random(seed)
+    storages = [Storage("x", 64, StorageKind.INPUT), Storage("y", 64, StorageKind.OUTPUT)]
+    storages += [Storage(f"w{t}", 4 * KIB, StorageKind.WEIGHT) for t in range(steps)]
+    reads: list[list[str]] = [[f"w{t}"] for t in range(steps)]
+    writes: list[list[str]] = [[] for _ in range(steps)]
+    reads[0].append("x")
+    writes[-1].append("y")
+    for v in range(values):
+        first = rng.randrange(steps - 1)
+        last = min(steps - 1, first + 1 + int(rng.expovariate(0.25)))
+        storages.append(Storage(f"v{v}", rng.randint(1, 12) * 4 * KIB, StorageKind.ACTIVATION))
+        writes[first].append(f"v{v}")
+        reads[last].append(f"v{v}")
+    storages += [Storage(f"t{t}", 64, StorageKind.ACTIVATION) for t in range(steps - 1)]
+    for t in range(steps - 1):
+        writes[t].append(f"t{t}")
+        reads[t + 1].append(f"t{t}")
+    operators = tuple(
+        Operator(f"op{t}", "Op", tuple(reads[t]), tuple(writes[t]), measured_ns=100_000) for t in range(steps)
+    )
+    tensors = tuple(Tensor(s.id, "uint8", (s.nbytes,), s.id, s.nbytes) for s in storages)
+    return Graph("overlapping", tuple(storages), tensors, operators, ("x",), ("y",))
+
+
+def test_what_no_first_fit_packs_is_searched_for_before_loads_have_to_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = overlapping(8)
+    roomy = make_instance(graph, machine(1 << 30))
+    evicted = frozenset((g.item, g.before) for g in roomy.gaps if roomy.items[g.item].homed)
+    live = live_peak(roomy, stays_of(roomy, Decisions(evicted)))
+    instance = make_instance(graph, machine(live + 8 * KIB))
+    asked: list[tuple[int, int | None, bool]] = []
+
+    def spied(problem: PackingProblem, *, time_limit_s: float, seed: int) -> Result[Packing]:
+        found = pack(problem, time_limit_s=time_limit_s, seed=seed)
+        fits = found.solution is not None and found.solution.peak <= instance.capacity_nbytes
+        asked.append((len(problem.bodies), problem.capacity, fits))
+        return found
+
+    monkeypatch.setattr(placement, "pack", spied)
+    monkeypatch.setattr(placement, "SOON_SHARE", 0.0)
+    decisions = Decisions(evicted)
+    placed = place(instance, stays_of(instance, decisions), decisions, packing_time_s=20)
+    made = sum(not item.homed for item in instance.items)
+    assert asked == [(made, None, False), (made, instance.capacity_nbytes, True)]
+    assert placed is not None
+    assert sum(p.start < p.stay.first for p in placed if p.stay.loads) > len(evicted) / 2
+    assert not [v for v in check(realise(instance, placed, "held"), graph, instance.machine) if v.kind != "bound"]
 
 
 def test_a_graph_that_trains_runs_in_less_than_all_of_it() -> None:

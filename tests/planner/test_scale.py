@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from bench.scale_graphs import KINDS, machine_for
 from tensorstow.ir.errors import InputError
-from tensorstow.planner import search
+from tensorstow.planner import place as placement
+from tensorstow.planner import search, spread
 from tensorstow.planner.build import plan_graph
 from tensorstow.planner.instance import Instance, make_instance
+from tensorstow.planner.spread import finish
+from tensorstow.planner.stays import Decisions, Placed
 from tensorstow.planner.validate import validate
 from tensorstow.solvers.linear import Highs, LinearAnswer
 from tensorstow.solvers.residency import lp
@@ -62,6 +67,51 @@ def test_thousands_of_values_that_move_are_first_tried_with_room_to_spare(
         assert abs(tried.ranked_cuts()[0] / room - search.FIRST_OF_MANY) < 0.02
     else:
         assert tried.ranked_cuts() == tried.cuts()
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("training", 0.0), ("training", 0.3), ("inference", 0.3), ("branching", 0.0)]
+)
+def test_what_is_placed_at_once_passes_the_checker(kind: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = list[int]()
+
+    def counted(instance: Instance, pieces: list[Placed], bottom: int, decisions: Decisions) -> None:
+        finished.append(len(pieces))
+        finish(instance, pieces, bottom, decisions)
+
+    monkeypatch.setattr(placement, "MEETINGS", 0)
+    monkeypatch.setattr(placement, "finish", counted)
+    instance = instance_of(kind, 200, share)
+    plan = plan_graph(instance.graph, instance.machine, time_limit_s=2.0)
+    assert finished
+    assert plan.certificate.simulated_s >= plan.certificate.bound_s > 0
+
+
+def test_sweeps_say_what_a_search_for_each_says() -> None:
+    """In a placed training step: since when the addresses of each load are free."""
+    instance = instance_of("training", 200, 0.3)
+    tried = search.Search(instance, "stow", seed=0, time_s=60.0, most_s=60.0, good_enough=0.0)
+    compared = list[int]()
+
+    class Compared(spread.Yard):
+        def free_sinces(self, loads: Sequence[int]) -> list[int]:
+            found = super().free_sinces(loads)
+            assert found == [self.free_since(i) for i in loads]
+            compared.append(len(found))
+            return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(spread, "Yard", Compared)
+        for cut in tried.cuts()[:3]:
+            tried.try_cut(cut, roundings=2)
+    assert sum(compared) > 50
+
+
+@pytest.mark.slow
+def test_a_training_step_of_ten_thousand_operators_is_planned() -> None:
+    instance = instance_of("training", 10_000, 0.1)
+    plan = plan_graph(instance.graph, instance.machine, time_limit_s=10.0)
+    assert plan.certificate.gap < 0.1
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("crashed"), MemoryError("no memory left")])
