@@ -162,7 +162,12 @@ class ExpertCaching:
     Each layer of `layers` (in the order of a pass) keeps `slots` of its experts in memory; with `shared` all layers
     together do. What goes has the least worth: the number of its uses, each weighted by `decay` to the power of the
     events since, the least recent of equals; with no `decay` the least recent goes. Up to `ahead` experts of the next
-    layer are read ahead of their use. `hit_rate` is predicted, on the ground that `rests_on` tells.
+    layer are read ahead of their use.
+
+    Predicted, on the ground that `rests_on` tells, of a pass in which `tokens` choose together: `hit_rate`; `wait_ns`,
+    by layer, in which nothing is computed because experts are being read, a part of the durations of the plan's steps;
+    `read_nbytes` of experts, those read ahead included. However they are cached, a pass reads `least_nbytes` at least,
+    where `traced` says that all this rests on routing as it was recorded.
     """
 
     layers: tuple[ExpertLayer, ...]
@@ -172,6 +177,16 @@ class ExpertCaching:
     ahead: int
     hit_rate: float
     rests_on: str
+    tokens: int = 1
+    wait_ns: tuple[int, ...] = ()
+    read_nbytes: float = 0.0
+    least_nbytes: float = 0.0
+    traced: bool = False
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds of a pass in which experts are waited for, as predicted."""
+        return sum(self.wait_ns) / 1e9
 
     @property
     def nbytes(self) -> int:
@@ -269,6 +284,22 @@ class OptimizerProgram:
     updates: tuple[Update, ...]
 
 
+@dataclass(frozen=True)
+class Clip:
+    """How gradients are clipped before the updates of a training step: one of the two numbers is given.
+
+    `max_norm`: all are scaled alike so that the 2-norm of all of them together is at most so much, as
+    `torch.nn.utils.clip_grad_norm_` does. `norms` maps the operators that take the norm of one gradient to the first
+    name of its parameter; `operator` makes the factor of them, and stands before all updates. A step that is not traced
+    has none of these. `clip_value`: each element is brought into [-clip_value, clip_value].
+    """
+
+    max_norm: float | None = None
+    clip_value: float | None = None
+    operator: str = ""
+    norms: dict[str, str] = field(default_factory=dict[str, str])
+
+
 @dataclass(frozen=True, slots=True)
 class HookedStep:
     """A training step that PyTorch cannot trace as one graph: the module runs as it is, and what autograd saves leaves
@@ -301,7 +332,7 @@ class TrainingProgram:
     again ('hf:DIR', 'file.py:callable', 'pkg.module:callable'); None for one that exists in memory alone.
 
     With `hooked` there is no such graph: the operators are stretches of the step between two moments at which autograd
-    saves or reads something, and `key` is empty.
+    saves or reads something, and `key` is empty. `clip`: gradients are clipped before they are used.
     """
 
     engine: str
@@ -314,3 +345,4 @@ class TrainingProgram:
     gradients: dict[str, str] = field(default_factory=dict[str, str])
     optimizer: OptimizerProgram | None = None
     hooked: HookedStep | None = None
+    clip: Clip | None = None

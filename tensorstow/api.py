@@ -60,6 +60,8 @@ def plan(
     seed: int = 0,
     engine: str = "auto",
     sparse_ffn: int | None = None,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
 ) -> PlanFile:
     """A certified plan for a model on `machine` (by default this box).
 
@@ -70,13 +72,18 @@ def plan(
 
     With mode 'training' a whole step is planned, the module being in train or eval mode as it is. `loss` is a function
     of what the module returns; without it the module returns its loss, or something with an attribute `loss`. With
-    `optimizer`, of torch.optim over the module's parameters, the update is part of the step.
+    `optimizer`, of torch.optim over the module's parameters, the update is part of the step. `max_norm` clips all
+    gradients of such a step by their norm before, as torch.nn.utils.clip_grad_norm_ does, `clip_value` each element.
     `sparse_ffn` reads of feed-forward layers behind ReLU only the rows of active neurons, and keeps so many of each.
     Raises InputError, InfeasibleError and TimeLimitError, each with what to do.
     """
     from .workflow import make_plan
 
     request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer)
+    if max_norm is not None or clip_value is not None:
+        from .training import with_clip
+
+        request = replace(request, model=with_clip(request.model, max_norm, clip_value))
     if sparse_ffn is not None:
         from .sparse_rows import with_sparse_rows
 
@@ -162,6 +169,8 @@ def apply(
     threads: int | None = None,
     loss: Callable[[Any], Any] | None = None,
     optimizer: Any = None,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
 ) -> Any: ...
 
 
@@ -172,6 +181,8 @@ def apply(
     threads: int | None = None,
     loss: Callable[[Any], Any] | None = None,
     optimizer: Any = None,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
 ) -> Any:
     """What runs `plan`, its memory filled and ready.
 
@@ -181,15 +192,19 @@ def apply(
 
     For a plan of mode 'training': the step. `loss = step(*batch)`; where it was planned with an optimizer, that is all
     of it, else `loss.backward()` and an update of your own follow. `loss` and `optimizer` are by default those that it
-    was planned with; a plan that was read from a file needs them, unless it makes its module again. `close` gives the
-    memory back.
+    was planned with; a plan that was read from a file needs them, unless it makes its module again. `max_norm` or
+    `clip_value` is another number for the way of clipping that was planned. `close` gives the memory back.
     """
     if plan.training is not None:
         from .training import apply_training
 
-        return apply_training(plan, model, loss=loss, optimizer=optimizer, threads=threads)
-    if loss is not None or optimizer is not None:
-        raise InputError("the plan is for inference; loss= and optimizer= belong to a plan of mode 'training'")
+        return apply_training(
+            plan, model, loss=loss, optimizer=optimizer, threads=threads, max_norm=max_norm, clip_value=clip_value
+        )
+    if any(given is not None for given in (loss, optimizer, max_norm, clip_value)):
+        raise InputError(
+            "the plan is for inference; loss=, optimizer=, max_norm= and clip_value= belong to one of mode 'training'"
+        )
     if plan.module is not None:
         from .module_runs import apply_module
 

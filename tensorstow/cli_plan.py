@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import report
+from . import console, report
 from .cli_options import (
     Dims,
     Engine,
@@ -59,6 +59,14 @@ def plan(
         Path | None,
         typer.Option(metavar="TRACE.npz", help="Predict the hits of a cache of experts by this routing."),
     ] = None,
+    clip_norm: Annotated[
+        float | None,
+        typer.Option("--clip-norm", metavar="NORM", help="Training with an optimizer: clip gradients by their norm."),
+    ] = None,
+    clip_value: Annotated[
+        float | None,
+        typer.Option("--clip-value", metavar="V", help="Training with an optimizer: clip each element of a gradient."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -71,19 +79,23 @@ def plan(
         from .sparse_rows import with_sparse_rows
 
         request = replace(request, model=with_sparse_rows(request.model, sparse_ffn))
+    if clip_norm is not None or clip_value is not None:
+        from .training import with_clip
+
+        request = replace(request, model=with_clip(request.model, clip_norm, clip_value))
     if routing is not None:
         from .moe_runs import with_routing
 
         request = replace(request, model=with_routing(request.model, routing))
     if process_limit is not None:
-        planned = limit_process(request, parse_size(process_limit), strategy, report.progress)
+        planned = limit_process(request, parse_size(process_limit), strategy, console.progress)
     else:
-        planned = make_plan(request, strategy=strategy, progress=report.progress)
+        planned = make_plan(request, strategy=strategy, progress=console.progress)
     if output is not None:
         from .ir.files import write_plan
 
         write_plan(planned.file, output)
-    report.done()
+    console.done()
     generation = None if new is None else request.model.predict(planned.file)
     if as_json:
         facts = {**report.plan_facts(planned), "plan": None if output is None else str(output)}
@@ -91,7 +103,7 @@ def plan(
             from .generation import generation_facts
 
             facts["generation"] = generation_facts(generation)
-        report.print_json(facts)
+        console.print_json(facts)
     else:
         report.print_plan(planned, output, generation)
 
@@ -126,7 +138,7 @@ def run(
     if fixed is not None:
         from .rehearse import fixed_nbytes
 
-        report.print_json({"fixed_nbytes": fixed_nbytes(plan_path, rehearse=fixed == "rehearsed")})
+        console.print_json({"fixed_nbytes": fixed_nbytes(plan_path, rehearse=fixed == "rehearsed")})
         return
     check_output(output)
     check_output(trace)
@@ -141,15 +153,15 @@ def run(
         threads=threads,
         trace=trace is not None,
         routing=record_routing,
-        progress=report.progress,
+        progress=console.progress,
     )
     if trace is not None:
         from .page.trace import measured_bars, write_trace
 
         write_trace(found.file, trace, measured=measured_bars(found.file, found.events))
-    report.done()
+    console.done()
     if as_json:
-        report.print_json(found.facts())
+        console.print_json(found.facts())
     else:
         report.print_run(found)
     if found.verified is not None and not found.verified.bit_identical:

@@ -7,16 +7,18 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .hosts import Progress, require_host, runs_here, silent
 from .ir.errors import InfeasibleError, InputError
 from .ir.files import PlanFile
 from .ir.machine import Machine
-from .ir.program import ModelSource, TrainingProgram
+from .ir.program import Clip, ModelSource, TrainingProgram
 from .models import Lowered, Model
 from .modules import ModuleModel, module_from_entry, with_times
 from .planner.entry import HF
+from .training_clip import NO_OPTIMIZER, applied_clip, asked_clip
 
 if TYPE_CHECKING:
     from .planner.training import Scope, StepLowered, TrainingLowered
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
 class TrainingModel:
     """A module as it is trained. `loss` makes a scalar of what the module returns; by default see
     `runtime.training.losses.loss_of`. With
-    `optimizer` (of torch.optim, over the module's parameters) its update is part of the step. Captured once."""
+    `optimizer` (of torch.optim, over the module's parameters) its update is part of the step, and `clip` says how its
+    gradients are clipped before. Captured once."""
 
     model: ModuleModel
     loss: Callable[[Any], Any] | None = None
     optimizer: Any = None
+    clip: Clip | None = None
     known: dict[Any, Any] = field(default_factory=dict[Any, Any], compare=False, repr=False)
     """What was found out before."""
 
@@ -89,7 +93,8 @@ class TrainingModel:
 
             lowered = lower_hooked(self, machine, refused, progress)
             self.known["hooked"] = lowered.graph
-            return lowered
+            assert lowered.training is not None
+            return replace(lowered, training=replace(lowered.training, clip=self.clip))
         found = self._chosen(self.timed(machine, progress), machine)
         return Lowered(found.graph, training=replace(found.program, entry=self.model.entry))
 
@@ -115,6 +120,7 @@ class TrainingModel:
     def _placed(self, step: StepLowered, scope: Scope, machine: Machine) -> TrainingLowered:
         """What a plan is made of; states that are placed are split, so that they pass through a small window."""
         from .planner.training import placed
+        from .planner.training.clip import with_clipping
         from .planner.training.optimizer import split_updates, window_nbytes, with_update_times
 
         joint = self.joint()
@@ -122,6 +128,8 @@ class TrainingModel:
             step = split_updates(step, window_nbytes(machine))
         if runs_here(machine):
             step = with_update_times(step, self._update_ns)
+        if self.clip is not None:
+            step = with_clipping(step, self.clip, self._clip_ns if runs_here(machine) else None)
         return placed(step, scope, key=joint.key, other_nbytes=_untouched_nbytes(self.model.module, joint))
 
     def _update_ns(self, kind: str, options: dict[str, Any], dtype: str, elements: int) -> int:
@@ -131,6 +139,16 @@ class TrainingModel:
         form = kind, json.dumps(options, sort_keys=True), dtype, elements
         if form not in self.known:
             self.known[form] = update_ns(kind, options, dtype, elements)
+        return self.known[form]
+
+    def _clip_ns(self, what: str, dtype: str, elements: int) -> int:
+        """Nanoseconds of taking a norm or of scaling a gradient here; each form is measured once."""
+        from .planner.training.clip import NORM
+        from .runtime.training.clipping import clip_ns
+
+        form = what, dtype, elements
+        if form not in self.known:
+            self.known[form] = clip_ns(what == NORM, dtype, elements)
         return self.known[form]
 
     def source(self) -> ModelSource | None:
@@ -170,7 +188,9 @@ def _one_loss(joint: Joint, name: str) -> Joint:
 
 def _untouched_nbytes(module: Any, joint: Joint) -> int:
     """Bytes of parameters and buffers that the step does not touch: they are in memory, too."""
-    touched = {n for p in joint.placeholders for n in p.names if p.kind in ("parameter", "buffer")}
+    used = {n.name for n in joint.module.graph.find_nodes(op="placeholder") if n.users}
+    placeholders = [p for p in joint.placeholders if p.node in used and p.kind in ("parameter", "buffer")]
+    touched = {n for p in placeholders for n in p.names}
     held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     seen = {id(t) for n, t in held if n in touched}
     rest = {id(t): t for _, t in held if id(t) not in seen}
@@ -184,6 +204,9 @@ def training_model(model: Model, *, loss: Callable[[Any], Any] | None = None, op
             f"mode 'training' is not available for {model.name}: an ONNX file holds inference only; give a PyTorch "
             "module"
         )
+    from .runtime.training.refusals import refuse_sharded
+
+    refuse_sharded(model.module)
     if model.entry is not None and model.entry.startswith(HF):
         from .planner.training.hf_labels import with_labels
 
@@ -192,6 +215,17 @@ def training_model(model: Model, *, loss: Callable[[Any], Any] | None = None, op
     loss = loss if loss is not None else model.loss
     optimizer = optimizer if optimizer is not None else model.optimizer
     return TrainingModel(model, loss, optimizer)
+
+
+def with_clip(model: Model, max_norm: float | None, clip_value: float | None) -> Model:
+    """`model`, which is trained with its optimizer, with its gradients clipped, where one of the numbers is given.
+    Raises InputError for other models."""
+    clip = asked_clip(max_norm, clip_value)
+    if clip is None:
+        return model
+    if not isinstance(model, TrainingModel) or model.optimizer is None:
+        raise InputError(NO_OPTIMIZER)
+    return replace(model, clip=clip, known={})
 
 
 def remember(file: PlanFile, model: Model) -> PlanFile:
@@ -206,7 +240,14 @@ _LIVE = "_planned_with"
 
 
 def apply_training(
-    file: PlanFile, model: Any, *, loss: Callable[[Any], Any] | None, optimizer: Any, threads: int | None
+    file: PlanFile,
+    model: Any,
+    *,
+    loss: Callable[[Any], Any] | None,
+    optimizer: Any,
+    threads: int | None,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
 ) -> TrainingExecutor | HookedSteps:
     """What runs the training step `file`: on the module given, or on the one that its entry makes. A step that could
     not be traced is run by hooks; a warning says so, and why.
@@ -214,6 +255,7 @@ def apply_training(
     Without `loss` and `optimizer` those that it was planned with, where this process planned it, or those of its
     entry. Raises PlanMismatchError and InputError where plan, module and optimizer do not belong together.
     """
+    from .planner.pytorch.mapped import bring_kept
     from .runtime.training.executor import TrainingExecutor
     from .runtime.training.hooked import HookedSteps
     from .training_hooked import notice
@@ -221,15 +263,17 @@ def apply_training(
     program = file.training
     assert program is not None
     require_host(file.machine)
+    clip = applied_clip(program, asked_clip(max_norm, clip_value))
     known = vars(file).get(_LIVE, (None, None))
     if model is None or isinstance(model, (str, os.PathLike)):
         made = remade(program, file, None if model is None else os.fspath(model))
         model, known = made.model.module, (made.loss, made.optimizer)
     loss, optimizer = loss if loss is not None else known[0], optimizer if optimizer is not None else known[1]
+    bring_kept(model, placed_names(program))
     if program.hooked is not None:
         warnings.warn(notice(program.hooked.why, file.graph.name), stacklevel=3)
-        return HookedSteps(file, model, loss=loss, optimizer=optimizer, threads=threads)
-    return TrainingExecutor(file, model, loss=loss, optimizer=optimizer, threads=threads)
+        return HookedSteps(file, model, loss=loss, optimizer=optimizer, threads=threads, clip=clip)
+    return TrainingExecutor(file, model, loss=loss, optimizer=optimizer, threads=threads, clip=clip)
 
 
 def remade(program: TrainingProgram, file: PlanFile, moved: str | None) -> TrainingModel:
@@ -239,15 +283,34 @@ def remade(program: TrainingProgram, file: PlanFile, moved: str | None) -> Train
     entry = program.entry
     if moved is not None:
         entry = f"{HF}{moved}" if entry.startswith(HF) else f"{moved}:{entry.rpartition(':')[2]}"
-    return training_model(_with_weights(module_from_entry(entry, file.source.dims)))
+    return training_model(_with_weights(module_from_entry(entry, file.source.dims), placed_names(program)))
 
 
-def _with_weights(model: ModuleModel) -> ModuleModel:
-    """A model of a directory with its weights in memory, where a step that leaves parameters to PyTorch needs them."""
+def placed_names(program: TrainingProgram) -> frozenset[str]:
+    """Qualified names of the parameters that a plan places."""
+    return frozenset(name for p in program.parameters for name in p.names)
+
+
+def _with_weights(model: ModuleModel, placed: frozenset[str]) -> ModuleModel:
+    """A model of a directory with its weights in memory, where a step that leaves parameters to PyTorch needs them;
+    those that are `placed` lie in the files, until the step moves them to its store."""
     if model.entry is None or not model.entry.startswith(HF) or not any(p.is_meta for p in model.module.parameters()):
         return model
     if model.matched is None:
         raise InputError(f"'{model.entry}' has no weights to train; save the model there with save_pretrained first")
-    folder, skeleton = model.entry.removeprefix(HF), cast("Any", model.module)
-    module = type(skeleton).from_pretrained(folder, config=skeleton.config, dtype=next(skeleton.parameters()).dtype)
-    return replace(model, module=module, _known={})
+    from .planner.pytorch.mapped import map_parameters
+
+    return replace(model, module=map_parameters(model.module, model.matched, placed), _known={})
+
+
+def open_module(path: str | os.PathLike[str]) -> Any:
+    """The module of a Hugging Face directory, to be trained by a plan in less memory than its weights take.
+
+    As `from_pretrained` makes it, in training mode, but with parameters that lie in the directory's files; a plan that
+    places parameters moves them from there to the store, one after the other. Make the optimizer over it, plan, apply:
+    `module = open_module("DIR"); step = ts.apply(ts.plan(module, batch, mode="training", optimizer=opt), module)`.
+    Raises InputError for what is no such directory, or has no weights.
+    """
+    from .planner.pytorch.mapped import open_mapped
+
+    return open_mapped(Path(path))

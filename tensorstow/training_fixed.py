@@ -14,12 +14,23 @@ if TYPE_CHECKING:
 
 def held_beside_nbytes(model: TrainingModel) -> int:
     """Bytes that this process has resident beside what a plan of `model` counts (parameters, buffers, batch, gradients,
-    the optimizer's states), once the step was traced: what a process that applies the plan holds, too."""
-    from .runtime.memory import current_rss_nbytes, trim_heap
+    the optimizer's states), once the step was traced, its code written, and a product computed, which loads kernels:
+    what a process that applies the plan holds, too."""
+    import torch
 
+    from .runtime.memory import current_rss_nbytes, trim_heap
+    from .runtime.training.emit import emit_plain
+
+    if "joint" in model.known:
+        emit_plain(model.joint())
+    torch.mm(torch.ones(_PRODUCT, _PRODUCT), torch.ones(_PRODUCT, _PRODUCT))
     gc.collect()
     trim_heap()
     return max(0, current_rss_nbytes() - counted_nbytes(model))
+
+
+_PRODUCT = 256
+"""Rows and columns of matrices that are large enough for the kernels of large ones."""
 
 
 def counted_nbytes(model: TrainingModel, *, gradients: bool = True) -> int:
@@ -37,10 +48,12 @@ def counted_nbytes(model: TrainingModel, *, gradients: bool = True) -> int:
 def _counted(model: TrainingModel, gradients: bool) -> Iterator[Any]:
     from torch.utils import _pytree as pytree
 
+    from .runtime.training.consumed import ConsumedGradient
+
     module = model.model.module
     for parameter in module.parameters():
         yield parameter.detach()
-        if gradients:
+        if gradients and not isinstance(parameter.grad, ConsumedGradient):
             yield parameter.grad
     yield from module.buffers()
     yield from pytree.tree_leaves((model.model.args, model.model.kwargs))

@@ -120,19 +120,24 @@ def _compared(
     """Whether losses, gradients and parameters equal those of the plain steps, and by how much they differ."""
     import torch
 
+    from .planner.pytorch.mapped import bring_kept
+    from .runtime.training.clipping import clip_plain
     from .runtime.training.losses import loss_of
     from .training import remade
 
     assert file.training is not None
     other = remade(file.training, file, None if model is None else str(model))
+    bring_kept(other.model.module, frozenset())
     run = other.model.module if backend == "eager" else torch.compile(other.model.module, backend=backend)
-    as_loss = other.loss or loss_of
+    as_loss, clip = other.loss or loss_of, file.training.clip
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         loss = as_loss(run(*args, **kwargs))
         if other.optimizer is None:
             return loss
         loss.backward()
+        if clip is not None:
+            clip_plain(clip, other.model.module)
         other.optimizer.step()
         other.optimizer.zero_grad(set_to_none=True)
         return loss.detach()

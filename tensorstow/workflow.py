@@ -58,7 +58,7 @@ def prepare(request: Request, progress: Progress = silent) -> tuple[Lowered, Mac
 def _plan(lowered: Lowered, machine: Machine, request: Request, strategy: str) -> Plan:
     from .planner.build import plan_graph
 
-    return plan_graph(
+    plan = plan_graph(
         lowered.graph,
         machine,
         strategy=strategy,
@@ -67,6 +67,11 @@ def _plan(lowered: Lowered, machine: Machine, request: Request, strategy: str) -
         seed=request.seed,
         engine=request.engine,
     )
+    if lowered.module is None or lowered.module.experts is None:
+        return plan
+    from .moe_runs import bounded
+
+    return bounded(plan, lowered.module.experts, machine)
 
 
 def _file(plan: Plan, lowered: Lowered, machine: Machine, request: Request) -> PlanFile:
@@ -97,7 +102,12 @@ def _profiled(lowered: Lowered, request: Request, progress: Progress) -> tuple[L
         else k
         for k in machine.links
     )
-    return lowered.with_times(profile.operator_ns), replace(machine, links=links)
+    timed = lowered.with_times(profile.operator_ns)
+    if timed.module is not None:
+        from .moe_runs import as_profiled
+
+        timed = replace(timed, module=as_profiled(timed.module))
+    return timed, replace(machine, links=links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +144,6 @@ def limit_process(
 ) -> Planned:
     """A plan whose promised process peak stays within `limit_nbytes`: plan, measure the fixed part, plan again inside
     what it leaves, until the sum holds (the fixed part depends a little on the plan)."""
-    if request.mode == "training":
-        raise InputError(
-            "--process-limit bounds the process that `tensorstow run` is; a training step runs in a process of yours: "
-            "give --tier"
-        )
     require_host(request.machine)
     tier = request.machine.units[0].tier
     fixed = 0

@@ -62,9 +62,7 @@ def test_a_module_in_memory_is_promised_the_process_that_it_is_in() -> None:
             module.zero_grad()
             step(*batch).backward()
         peak = peak_rss_nbytes()
-    # The first step takes some 30 MiB more for a moment, which only a process that rehearses it can know.
-    assert peak <= file.promised_peak_nbytes + 64 * MIB
-    assert peak >= file.plan.certificate.peak_nbytes["dram"] + file.fixed_nbytes // 2
+    assert 0.95 * file.promised_peak_nbytes <= peak <= 1.05 * file.promised_peak_nbytes
 
 
 def test_a_machine_elsewhere_is_promised_no_process() -> None:

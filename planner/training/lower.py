@@ -85,7 +85,7 @@ class _Lowering:
             operators=OpLowered(found, calls, {}, {}, frozenset(), graph, held),
             turn=turn,
             values=self.nodes,
-            parameters=self.parameters,
+            parameters={s: names for s, names in self.parameters.items() if s in found.storage},
             gradients=gradients,
             fixed=frozenset(s for s in fixed if s in found.storage),
             strides=self.strides,

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import fx
 
 from ...ir.graph import Graph
-from ...ir.program import NodeOutput, OptimizerProgram
+from ...ir.program import Clip, NodeOutput, OptimizerProgram
 from ..costs import OperatorCost
 from ..pytorch.lowered import OpLowered
 
@@ -94,6 +94,7 @@ class StepLowered:
     strides: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     sparse: frozenset[str] = frozenset()
     optimizer: OptimizerProgram | None = None
+    clip: Clip | None = None
 
     @property
     def graph(self) -> Graph:

@@ -131,7 +131,7 @@ def _ranges(
     graph = step.graph
     states = [graph.tensor[t] for t in update.states.values()]
     nbytes = sum(s.nbytes for s in states)
-    if nbytes <= piece_nbytes or not splits(kind, options, states[0].dtype) or not _alike(step, update):
+    if nbytes <= piece_nbytes or not splits(kind, options, states[0].dtype) or not laid_alike(step, update):
         return []
     elements = prod(states[0].shape or ())
     granule = GRANULE_NBYTES // (states[0].nbytes // elements)
@@ -139,7 +139,7 @@ def _ranges(
     return [(lo, min(lo + length, elements)) for lo in range(0, elements, length)]
 
 
-def _alike(step: StepLowered, update: Update) -> bool:
+def laid_alike(step: StepLowered, update: Update) -> bool:
     """Whether element i of the gradient's memory belongs to element i of the parameter's."""
     storage = next(s for s, names in step.parameters.items() if names == update.names)
     if storage in step.sparse:

@@ -62,6 +62,7 @@ def placed(step: StepLowered, scope: Scope, *, key: str, other_nbytes: int = 0) 
         parameters=parameters,
         gradients=step.gradients,
         optimizer=step.optimizer,
+        clip=step.clip,
     )
     return TrainingLowered(graph, program)
 

@@ -27,7 +27,8 @@ Key: TypeAlias = "tuple[str, int]"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A step: operator `op` of the joint graph, the turn, or the update of the parameter of a placeholder.
+    """A step: operator `op` of the joint graph, the turn, the update of the parameter of a placeholder, the norm of its
+    gradient, or the factor that the norms give.
 
     `places` are the offsets in the arena of the values that the step touches and the plan places; `advance` says that a
     transfer may start or must be complete at its instant, `steered` that its results are told their places. `ignored`
@@ -40,6 +41,8 @@ class Call:
     advance: bool = False
     steered: bool = False
     update: str | None = None
+    norm: str | None = None
+    factor: bool = False
     ignored: frozenset[str] = frozenset()
 
 
@@ -81,7 +84,8 @@ def emit(
 
     `place(key, offset)` is the value's tensor at an offset of the arena, which begins at `address`. `hooks` are the
     names that the text calls: `advance(t)`, `at(t)` and `done()` around steered operators, `settle(t, *results)` where
-    a result missed its place, and for the update at step t `update_t(gradient)`. Raises PlanMismatchError for what the
+    a result missed its place, for the update at step t `update_t(gradient)`, for a norm `norm_t(gradient)`, for the
+    factor `factor_t()`. Raises PlanMismatchError for what the
     graph has not.
     """
     writer = _Writer(joint, calls, place, address)
@@ -230,8 +234,15 @@ class _Section:
             if self.alive.get(name, offset) != offset:
                 self._forget_views_of(name)
                 del self.alive[name]
+        if call.factor:
+            self.lines.append(_Line(f"factor_{t}()  # {call.op}"))
+            return
+        if call.norm is not None:
+            self._use_gradient(t, call, call.norm, "norm")
+            return
         if call.update is not None:
-            self._update(t, call, call.update)
+            self._use_gradient(t, call, call.update, "update")
+            self._rebound(call.update, None)
             return
         node = self.writer.nodes.get(call.op)
         if node is None or node.op != "call_function":
@@ -369,16 +380,17 @@ class _Section:
         self.writer.constants[name] = self.writer.address + offset
         return name
 
-    def _update(self, t: int, call: Call, placeholder: str) -> None:
+    def _use_gradient(self, t: int, call: Call, placeholder: str, hook: str) -> None:
         joint = self.writer.joint
         gradient = joint.gradients.get(placeholder)
         if gradient is None:
-            raise PlanMismatchError(f"step {t} of the plan updates '{placeholder}', which has no gradient; plan again")
+            raise PlanMismatchError(
+                f"step {t} of the plan wants the gradient of '{placeholder}', which has none; plan again"
+            )
         name = self.value(gradient, t, call.places)
         self.minded.add(name)
         at, done = (f"at({t})\n", "\ndone()") if call.steered else ("", "")
-        self.lines.append(_Line(f"{at}update_{t}({name})  # {call.op}{done}", (name,)))
-        self._rebound(placeholder, None)
+        self.lines.append(_Line(f"{at}{hook}_{t}({name})  # {call.op}{done}", (name,)))
 
     def result(self, node: fx.Node | None, t: int) -> str:
         """The variable of a result of the function, or 'None'."""

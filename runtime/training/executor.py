@@ -16,6 +16,7 @@ from torch import nn
 from ...ir.errors import ExecutionError, InputError, PlanMismatchError
 from ...ir.files import PlanFile
 from ...ir.machine import TierKind
+from ...ir.program import Clip
 from ..passes import PlanMemory, Stats
 from ..preflight import check_store, compute_unit
 from ..reading import WeightReader
@@ -28,6 +29,7 @@ from .optimizer import PlannedOptimizer
 from .optimizer_states import homed_nbytes
 from .placed_parameters import PlacedParameters
 from .planned import Between, PlannedStep
+from .refusals import refuse_sharded
 from .state_store import StateStore
 
 
@@ -39,7 +41,8 @@ class TrainingExecutor:
     (`torch.no_grad()`), and in evaluation mode where that is not what was planned, the module runs as it is. `loss` is
     called with what the module returns; without it see `loss_of`. `optimizer` is the one that was planned with.
     `threads` sets PyTorch's threads; without it they stay as they are, for other numbers may mean other bits. `scratch`
-    is a folder for what the plan spills. `native` is that of `open_region`.
+    is a folder for what the plan spills. `native` is that of `open_region`. `clip` is how gradients are clipped where
+    the updates are part of the step, by default as planned.
 
     Raises PlanMismatchError or InputError where plan and module do not fit one another (what only a call can tell, at
     the first call), ExecutionError where memory or disk is short.
@@ -55,9 +58,11 @@ class TrainingExecutor:
         threads: int | None = None,
         scratch: Path | None = None,
         native: bool | None = None,
+        clip: Clip | None = None,
     ) -> None:
         if file.training is None:
             raise PlanMismatchError("this plan is of no training step; plan with mode='training'")
+        refuse_sharded(module)
         self.file = file
         self.plan = file.plan
         self.graph = file.graph
@@ -68,7 +73,7 @@ class TrainingExecutor:
         self._frozen: PlacedParameters | None = None
         self._store: StateStore | None = None
         if optimizer is not None:
-            self._optimizer = PlannedOptimizer(optimizer, module, self.plan, self.graph, self.program)
+            self._optimizer = PlannedOptimizer(optimizer, module, self.plan, self.graph, self.program, clip)
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
@@ -205,6 +210,13 @@ class TrainingExecutor:
         return Stats() if self._planned is None else self._planned.stats
 
     @property
+    def grad_norm(self) -> torch.Tensor | None:
+        """Where the plan clips by it: the norm of all gradients of the last step before they were clipped, as
+        clip_grad_norm_ returns it."""
+        clipping = None if self._optimizer is None else self._optimizer.clipping
+        return None if clipping is None else clipping.total
+
+    @property
     def region_stats(self) -> RegionStats:
         """What the allocator counted: results that took their places, and the workspace."""
         return self._region.stats()
@@ -228,7 +240,7 @@ class TrainingExecutor:
         if joint.key != self.program.key:
             raise PlanMismatchError(
                 "this call is not the one that was planned: the module, its mode, the shapes or types of the inputs, "
-                "the loss, or the version of PyTorch differ; plan again with this module and such a batch"
+                "the loss, autocast, or the version of PyTorch differ; plan again with this module and such a batch"
             )
         if self._planned is None:
             self._planned = PlannedStep(self._memory, self._region, self.program, joint, self._optimizer)

@@ -15,10 +15,12 @@ from ...ir.errors import ExecutionError, InputError, PlanMismatchError
 from ...ir.files import PlanFile
 from ...ir.graph import Graph
 from ...ir.plan import Plan
-from ...ir.program import HookedStep
+from ...ir.program import Clip, HookedStep
 from ...ir.saved import Choice, SavedPlan
 from ..passes import Stats
 from ..preflight import compute_unit
+from .clipping import clip_plain
+from .consumed import mark, unmark_all
 from .hooks import SavedTensors
 from .losses import loss_of
 
@@ -60,6 +62,7 @@ class HookedSteps:
         optimizer: Any = None,
         threads: int | None = None,
         scratch: Path | None = None,
+        clip: Clip | None = None,
     ) -> None:
         if file.training is None or file.training.hooked is None:
             raise PlanMismatchError("this plan is of no step with planned saved tensors; plan with mode='training'")
@@ -72,6 +75,9 @@ class HookedSteps:
         self.file, self.module = file, module
         self._optimizer = optimizer
         self._loss = loss or loss_of
+        self._clip = clip or file.training.clip
+        self.grad_norm: torch.Tensor | None = None
+        """Where gradients are clipped by it: the norm of all of them in the last step, before they were clipped."""
         tier = compute_unit(file.plan, file.graph, file.machine).tier
         self.saved = SavedTensors(saved_plan(file.plan, file.graph, step, tier), module, folder=scratch)
         self._before = (0, 0)
@@ -98,9 +104,17 @@ class HookedSteps:
             return loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self._clip is not None:
+            self.grad_norm = clip_plain(self._clip, self.module)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        mark(self._trained(), clipped=self._clip is not None)
         return loss.detach()
+
+    def _trained(self) -> list[tuple[str, torch.Tensor]]:
+        """The parameters that the optimizer updates, with their names."""
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        return [(name, p) for name, p in self.module.named_parameters() if id(p) in held]
 
     @property
     def stats(self) -> Stats:
@@ -111,6 +125,8 @@ class HookedSteps:
     def close(self) -> None:
         """End the threads and give the disk back; again is allowed."""
         self.closed = True
+        if self._optimizer is not None:
+            unmark_all(self.module)
         self.saved.close()
 
     def __enter__(self) -> HookedSteps:

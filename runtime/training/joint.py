@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, cast
 import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
+from torch._dynamo import guards
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd import descriptors
@@ -468,8 +469,30 @@ def _tracing() -> Generator[None]:
     """Dynamo's settings. What a module logs is no reason against a graph of it; it is not logged in planned steps."""
     methods = {f for name, f in vars(logging.Logger).items() if name.startswith(_LOGGED) and callable(f)}
     ignored = dynamo_config.ignore_logging_functions | methods
-    with dynamo_config.patch(suppress_errors=False, ignore_logging_functions=ignored):
+    with dynamo_config.patch(suppress_errors=False, ignore_logging_functions=ignored), _guards_untimed():
         yield
+
+
+@contextmanager
+def _guards_untimed() -> Generator[None]:
+    """Without the time that PyTorch takes of its guards, for a line of its log: it writes 32 MiB before, to empty the
+    caches, and that would be the peak of many a process that trains."""
+    timed = getattr(guards, _TIMES_GUARDS, None)
+    if timed is None:  # another version
+        yield
+        return
+    setattr(guards, _TIMES_GUARDS, _no_time)
+    try:
+        yield
+    finally:
+        setattr(guards, _TIMES_GUARDS, timed)
+
+
+_TIMES_GUARDS = "profile_guard_manager"
+
+
+def _no_time(*_: object) -> float:
+    return 0.0
 
 
 @contextmanager

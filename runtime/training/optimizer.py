@@ -4,10 +4,11 @@ The user's optimizer object stays the user's: learning rates are read from it at
 out complete, `load_state_dict()` goes in, and after `close` it holds its states again. In between those states that the
 plan places are not in it, and its own `step()` is refused.
 
-A planned step updates each parameter as soon as its gradient is complete, inside the backward. So nothing that needs
-all gradients first can be had: clipping by their norm, accumulation over several backwards, skipping the step where one
-is not finite. For these plan without `optimizer`. A step that fails part of the way has updated the parameters whose
-updates ran, and no others; their counts of steps say which.
+A planned step updates each parameter as soon as its gradient is complete, inside the backward; where the plan clips by
+the norm of all gradients, behind the last of them (`clipping`). Accumulation over several backwards, and skipping the
+step where a gradient is not finite, cannot be had: for these plan without `optimizer`. Where a gradient was used up
+stands what refuses to be read (`consumed`). A step that fails part of the way has updated the parameters whose updates
+ran, and no others; their counts of steps say which.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from ...ir.errors import ExecutionError, InputError, PlanMismatchError
 from ...ir.graph import Graph
 from ...ir.optimizer import refuse_wrapped
 from ...ir.plan import Plan
-from ...ir.program import TrainingProgram
+from ...ir.program import Clip, TrainingProgram
 from ..passes import PlanMemory
+from .clipping import Clipping
+from .consumed import mark, unmark
 from .optimizer_states import PlacedStates, flat
 from .placed_parameters import PlacedParameters
 from .state_store import StateStore
@@ -37,10 +40,19 @@ class PlannedOptimizer:
 
     Made in three steps: the constructor refuses what was not planned (PlanMismatchError, InputError) and changes
     nothing; `open_store` moves the states to disk; `bind` takes the memory in which the plan is executed. Then for each
-    step `begin`, `update` for every update of the plan, and `end`, or `failed`.
+    step `begin`, `update` for every update of the plan, and `end`, or `failed`. `clip`: how gradients are clipped, by
+    default as planned.
     """
 
-    def __init__(self, optimizer: Any, module: nn.Module, plan: Plan, graph: Graph, program: TrainingProgram) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        module: nn.Module,
+        plan: Plan,
+        graph: Graph,
+        program: TrainingProgram,
+        clip: Clip | None = None,
+    ) -> None:
         refuse_wrapped(module)
         if program.optimizer is None:
             raise PlanMismatchError("the plan has no optimizer; plan with `optimizer`, or call its step() yourself")
@@ -51,6 +63,9 @@ class PlannedOptimizer:
         self._parameters = {p.name: p for p in find_trained(optimizer, module, plan, graph, self._planned)}
         self._of_operator = {b.update.operator: p for p in self._parameters.values() for b in p.updates}
         self._held = _held(optimizer)
+        clip = clip or program.clip
+        trained = {name: p.tensor for name, p in self._parameters.items()}
+        self.clipping = None if clip is None else Clipping(clip, module, trained)
         self._placed = PlacedParameters(graph, program, module)
         self._started: set[str] = set()
         self._hooks: list[Any] = []
@@ -106,6 +121,7 @@ class PlannedOptimizer:
         finally:
             states.unbind()
             self._placed.release()
+            unmark(p.tensor for p in self._parameters.values())
             for hook in self._hooks:
                 hook.remove()
             self._hooks.clear()
@@ -126,9 +142,12 @@ class PlannedOptimizer:
         states.store.check_whole()
         if _held(self.optimizer) != self._held:
             raise PlanMismatchError("the optimizer's groups hold other parameters than when it was planned; plan again")
+        unmark(p.tensor for p in self._parameters.values())
         for p in self._parameters.values():
             p.check_gradient()
             p.next = 0
+        if self.clipping is not None:
+            self.clipping.begin()
         self._placed.begin()
         restarted = states.refill()
         self._began = self._reached = states.instant
@@ -149,13 +168,21 @@ class PlannedOptimizer:
         p = self._of_operator[operator]
         bound = p.updates[p.next]
         assert bound.update.operator == operator, (operator, bound.update.operator)
-        group = self.optimizer.param_groups[p.group]
+        group = self._group(p)
         first = p.name not in self._started
         kept = self._kept_states(p, first=first)
         step = kept.pop("step", None)
         parameter, gradient, states, in_blocks = _arrays(p, bound, gradient, kept)
         counted = run_update(
-            self._planned.kind, group, parameter, gradient, states, step, first=first, in_blocks=in_blocks
+            self._planned.kind,
+            group,
+            parameter,
+            gradient,
+            states,
+            step,
+            first=first,
+            in_blocks=in_blocks,
+            scale=None if self.clipping is None else self.clipping.scale,
         )
         p.next += 1
         self._reached = self._began + bound.step + 1
@@ -164,12 +191,36 @@ class PlannedOptimizer:
             if counted is not None:
                 self.optimizer.state[p.tensor]["step"] = counted
 
+    def _group(self, p: Trained) -> dict[str, Any]:
+        """The options of a parameter's group, as the plain loop has them: an eps that is not given Adafactor takes from
+        the type of the first parameter that it updates, and keeps it for those of other types in the group."""
+        group = self.optimizer.param_groups[p.group]
+        if self._planned.kind != "Adafactor" or group["foreach"] or group["eps"][0] is not None:
+            return group
+        updated = {id(q.tensor) for q in self._parameters.values()}
+        leading = next(q for q in group["params"] if id(q) in updated)
+        return {**group, "eps": (torch.finfo(leading.dtype).eps, group["eps"][1])}
+
+    def take_norm(self, operator: str, gradient: torch.Tensor) -> None:
+        """Operator `operator` of the plan takes the norm of `gradient`, that of all of one parameter."""
+        assert self.clipping is not None
+        p = self._parameters[self.clipping.norms[operator]]
+        if not _lies_as(gradient, p.layout):
+            gradient = torch.empty_strided(tuple(gradient.shape), p.layout, dtype=gradient.dtype).copy_(gradient)
+        self.clipping.take(operator, gradient)
+
+    def take_factor(self) -> None:
+        """All norms were taken."""
+        assert self.clipping is not None
+        self.clipping.finish()
+
     def end(self) -> None:
         """After each step: every update has run."""
         missing = [p.name for p in self._parameters.values() if p.next != len(p.updates)]
         assert not missing, f"{len(missing)} parameters were not updated, '{missing[0]}' among them"
         self._placed.rest()
         self.optimizer._opt_called = True  # what torch's schedulers look at before they count
+        mark(((p.name, p.tensor) for p in self._parameters.values()), clipped=self.clipping is not None)
 
     def failed(self) -> None:
         """After a step that was not completed: all states go home, so that the next step starts from the last of them.
@@ -256,7 +307,7 @@ def _arrays(
     """Parameter, gradient and states of an update; as one-dimensional arrays, and True, where it may run in blocks."""
     tensor = p.tensor.detach() if bound.parameter is None else bound.parameter
     states, elements = {**kept, **bound.views}, bound.update.elements
-    alike = all(n == 1 or a == b for n, a, b in zip(tensor.shape, gradient.stride(), tensor.stride(), strict=True))
+    alike = _lies_as(gradient, tensor.stride())
     if not alike and (elements is not None or not p.in_blocks):
         # As in the plain loop, where a gradient takes the layout of its parameter.
         gradient, alike = torch.empty_like(tensor).copy_(gradient), True
@@ -266,6 +317,10 @@ def _arrays(
     if elements is None:
         states = {key: flat(state) for key, state in states.items()}
     return flat(tensor)[lo:hi], flat(gradient)[lo:hi], states, True
+
+
+def _lies_as(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True))
 
 
 def _held(optimizer: Any) -> list[list[int]]:

@@ -96,15 +96,19 @@ class Placement:
         }
         if name == self.program.turn:
             return Call(name, places, advance)
-        update = self._updates.get(name)
+        update, clip = self._updates.get(name), self.program.clip
         if update is not None:
-            return Call(name, places, advance, steered=True, update=self._placeholder(update))
+            return Call(name, places, advance, steered=True, update=self._placeholder(update.names[0]))
+        if clip is not None and name in clip.norms:
+            return Call(name, places, advance, steered=True, norm=self._placeholder(clip.norms[name]))
+        if clip is not None and name == clip.operator:
+            return Call(name, places, advance, factor=True)
         return Call(name, places, advance, steered=True, ignored=self._ignored(op))
 
-    def _placeholder(self, update: Update) -> str:
-        found = [p.node for p in self.joint.primals if p.kind == "parameter" and update.names[0] in p.names]
+    def _placeholder(self, parameter: str) -> str:
+        found = [p.node for p in self.joint.primals if p.kind == "parameter" and parameter in p.names]
         if not found:
-            raise PlanMismatchError(f"the plan updates '{update.names[0]}', which the module has not; plan again")
+            raise PlanMismatchError(f"the plan updates '{parameter}', which the module has not; plan again")
         return found[0]
 
     def _ignored(self, op: Operator) -> frozenset[str]:

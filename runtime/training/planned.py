@@ -66,6 +66,12 @@ class PlannedStep:
             if call.update is not None:
                 assert optimizer is not None
                 hooks[f"update_{t}"] = partial(optimizer.update, call.op)
+            if call.norm is not None:
+                assert optimizer is not None
+                hooks[f"norm_{t}"] = partial(optimizer.take_norm, call.op)
+            if call.factor:
+                assert optimizer is not None
+                hooks[f"factor_{t}"] = optimizer.take_factor
         self.code = emit(joint, calls, placement.turn, view, hooks, address=memory.arena.address)
         self._between: weakref.ref[Between] | None = None
         self._ready = False

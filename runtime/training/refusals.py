@@ -28,6 +28,20 @@ class NoSingleGraphError(InputError):
         self.reason = reason
 
 
+def refuse_sharded(module: nn.Module) -> None:
+    """InputError for a module whose parameters are spread over processes."""
+    kinds = {c.__name__ for part in module.modules() for c in type(part).__mro__}
+    kinds |= {c.__name__ for p in module.parameters() for c in type(p).__mro__}
+    found = sorted(kinds & {"FSDPModule", "FullyShardedDataParallel", "DTensor"})
+    if found:
+        raise InputError(
+            f"{type(module).__name__} is sharded over processes ({', '.join(found)}): each holds a part of every "
+            "parameter and gathers the rest by hooks between operators, at addresses and times that are not the "
+            "plan's. Plan the module without sharding and put the planned step into DistributedDataParallel; what "
+            "does not fit is offloaded by the plan. Or use the sharded module without a plan"
+        )
+
+
 def explained(error: Exception, module: nn.Module) -> TensorstowError:
     """The refusal, in our words, with dynamo's reason and the line of the user's that it is about."""
     inner = getattr(error, "inner_exception", None)

@@ -5,7 +5,7 @@ The plain loop calls the same functions from `optimizer.step()`; bits are equal 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter_ns
 from typing import Any
 
@@ -177,17 +177,21 @@ def run_update(
     *,
     first: bool,
     in_blocks: bool,
+    scale: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor | None:
-    """`call_update`, over the blocks of one-dimensional arrays where `in_blocks`; the count after it."""
+    """`call_update`, over the blocks of one-dimensional arrays where `in_blocks`; the count after it. `scale` gives the
+    gradient, or a block of it, as it is to be used."""
     if not in_blocks or parameter.numel() <= BLOCK_ELEMENTS:
         counted = None if step is None else step.clone()
         with torch.no_grad():
-            call_update(kind, group, parameter, gradient, states, counted, first=first)
+            scaled = gradient if scale is None else scale(gradient)
+            call_update(kind, group, parameter, scaled, states, counted, first=first)
         return counted
     counted = step
     with torch.no_grad():
         for lo, hi in blocks(parameter.numel()):
             counted = None if step is None else step.clone()
             part = {key: state[lo:hi] for key, state in states.items()}
-            call_update(kind, group, parameter[lo:hi], gradient[lo:hi], part, counted, first=first)
+            scaled = gradient[lo:hi] if scale is None else scale(gradient[lo:hi])
+            call_update(kind, group, parameter[lo:hi], scaled, part, counted, first=first)
     return counted

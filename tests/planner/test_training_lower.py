@@ -49,6 +49,20 @@ class UNet(nn.Module):
         return self.last(torch.cat([self.up(low), high], 1)).square().mean()
 
 
+class Unused(nn.Module):
+    """May have a layer whose result nobody uses."""
+
+    def __init__(self, unused: bool) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(64, 64), nn.Linear(64, 32) if unused else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, 64] to a loss."""
+        if self.unused is not None:
+            self.unused(x)
+        return self.used(x).square().mean()
+
+
 def unet() -> Case:
     torch.manual_seed(0)
     return Case(UNet(), (torch.randn(2, 3, 32, 32),))
@@ -231,3 +245,19 @@ def test_digest_is_the_same_in_another_process() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
     )
     assert done.stdout.split()[-2:] == [captured("gpt")[1].key, digest(updated("gpt").graph)]
+
+
+def test_a_parameter_that_is_never_used_is_not_placed_and_counts_as_memory() -> None:
+    from tensorstow.modules import module_in_memory
+    from tensorstow.planner.instance import make_instance
+    from tensorstow.training import training_model
+
+    models = [training_model(module_in_memory(Unused(unused), {}, (torch.randn(8, 64),))) for unused in (True, False)]
+    placed_names = [n for names in models[0].step().parameters.values() for n in names]
+    assert sorted(placed_names) == ["used.bias", "used.weight"]
+    machine = box(1 << 30)
+    workspaces = [
+        make_instance(model.lower(machine, "training").graph, machine, mode="training").workspace_nbytes
+        for model in models
+    ]
+    assert workspaces[0] - workspaces[1] == (64 * 32 + 32) * 4

@@ -14,10 +14,13 @@ from torch.nn import functional
 from tensorstow.ir.codec import digest
 from tensorstow.ir.files import PlanFile
 from tensorstow.ir.machine import Link, Machine, Tier, TierKind, Unit
+from tensorstow.ir.program import Clip
 from tensorstow.planner.build import plan_graph
 from tensorstow.planner.instance import make_instance
 from tensorstow.planner.training import KEPT, STATES, Scope, lower_joint, placed, with_updates
+from tensorstow.planner.training.clip import with_clipping
 from tensorstow.planner.training.optimizer import optimizer_calls, split_updates
+from tensorstow.runtime.training.consumed import ConsumedGradient
 from tensorstow.runtime.training.joint import capture_joint
 from tensorstow.runtime.training.losses import loss_of
 
@@ -152,12 +155,15 @@ def plan_of(
     strategy: str = "stow",
     bytes_per_s: float = 2e9,
     time_limit_s: float = 4.0,
+    clip: Clip | None = None,
 ) -> PlanFile:
     """A plan with the least memory that goes, and `share` of what more there would be if nothing left."""
     joint = capture_joint(case.module, case.batch, loss=case.loss or loss_of)
     step = lower_joint(joint, name=type(case.module).__name__)
     if optimizer is not None:
         step = split_updates(with_updates(step, optimizer_calls(optimizer, case.module)), 1 << 16)
+    if clip is not None:
+        step = with_clipping(step, clip)
     lowered = placed(step, scope or (KEPT if optimizer is None else STATES), key=joint.key)
     whole = make_instance(lowered.graph, box(1 << 40), mode="training")
     needed = max(whole.base_nbytes)
@@ -170,7 +176,8 @@ def plan_of(
 
 def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     """Of the parameters that have one, by name."""
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    held = {name: p.grad for name, p in module.named_parameters()}
+    return {name: g for name, g in held.items() if g is not None and not isinstance(g, ConsumedGradient)}
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
