@@ -18,6 +18,7 @@ NAMES = (
     "overhead",
     "training",
     "training_plans",
+    "training_large",
     "optimizer",
     "planning",
     "gaps",

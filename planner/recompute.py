@@ -7,6 +7,10 @@ need addresses in time: so it is asked about machines with a little less memory 
 them leaves a plan for this one the room that it needs. Where it has no answer in time, candidates are minimum cuts at
 rising prices of memory, as many of their operators as a quick residency program likes best (`recompute_score`).
 
+The joint program takes the tier below to hold whatever is spilled. Where that has room for a part only, orders that
+wait for more than both tiers hold are dropped as they come, the sequence of cuts begins with the first that does not,
+and checkpoints around segments are tried as well.
+
 The simulator has the last word. The portfolio holds what is published, too: checkpointed segments, minimum cuts,
 PyTorch's knapsack, MEMO, Capuchin, Checkmate; and the plan without recomputation, unless a bound of its order proves
 that it is slower.
@@ -31,9 +35,18 @@ from .published.checkpointing import minimum_cuts, segmentations
 from .published.memo import Memo
 from .published.torch_knapsack import TorchKnapsack
 from .recompute_bound import flow_of, joint_solution
-from .recompute_choice import Chosen, closures_by_demand, price_cuts, rounded
+from .recompute_choice import Chosen, checkpoints, closures_by_demand, price_cuts, rounded
 from .recompute_orders import Flow, recompute_order
-from .recompute_resident import first_resident, held_nbytes, resident_plan
+from .recompute_resident import (
+    down_to_leanest,
+    first_resident,
+    first_spilling_less,
+    held_nbytes,
+    homed_nbytes,
+    overflows,
+    resident_plan,
+    room_nbytes,
+)
 from .recompute_score import WINDOWS, expected_ns, order_problem, relax_coarsely
 from .stow import Stow
 from .strategies import Effort, Strategy, register
@@ -46,6 +59,10 @@ EXPONENTS = (-3.0, -2.0, -1.0, -0.5, 0.0, 1.0, 2.0)
 """Prices of memory, as powers of two of the one at which recomputing everything costs what holding does."""
 HALVINGS = 3
 """How often the search along a sequence halves its step."""
+LAST_S = 2.0
+"""Seconds in which a plan of thousands of operators can be found at all."""
+LAST_TRIES = 3
+"""Orders that are planned beyond the time limit, one after another, where no plan was found within it."""
 
 
 @register
@@ -107,14 +124,19 @@ class _Search:
         if once and crowded and any(self.flow.awaited(s) for s in self.flow.maker):
             alone_ns = self._bound_without()
             for_others_s = self.options.published * self.effort.time_limit_s
-            if not self._of_joint_program(until_s=for_others_s):
+            short_below = overflows(self.instance)
+            if short_below or not self._of_joint_program(until_s=for_others_s):
                 self._of_resident(minimum_cuts(self.flow))  # a plan soon, before what takes long
                 self._of_cuts(until_s=for_others_s)
             self._plan_best(until_s=for_others_s)
-            if self.best_ns > alone_ns:
+            if short_below:
+                self._of_joint_program(until_s=for_others_s)
+                self._plan_best(until_s=for_others_s)
+            if self.best_ns > alone_ns and not short_below:
                 self._plan(self.instance)
             self._of_published()
             self._plan_best(until_s=0.0)
+            self._beyond_time()
         else:
             self._plan(self.instance)
         if self.best is None:
@@ -139,14 +161,31 @@ class _Search:
             if result.solution is None:
                 break
             answered = True
-            for chosen in rounded(self.flow, result.solution.repeated):
-                self._score(chosen)
+            scores = [self._score(chosen) for chosen in rounded(self.flow, result.solution.repeated)]
+            if overflows(self.instance) and min(scores, default=float("inf")) == float("inf"):
+                return False  # what it moves has no room below
             self._plan_best(until_s=until_s, most=1)
         return answered
 
     def _of_cuts(self, until_s: float) -> None:
         """Along the operators of minimum cuts, those of the lowest price first."""
-        self._along(closures_by_demand(self.flow, list(price_cuts(self.flow, EXPONENTS))), until_s)
+        cuts = list(price_cuts(self.flow, EXPONENTS))
+        if overflows(self.instance):
+            cuts = down_to_leanest(self.instance, self.flow, cuts)
+        self._along(closures_by_demand(self.flow, cuts), until_s)
+        if overflows(self.instance):
+            self._of_segments(until_s)
+
+    def _of_segments(self, until_s: float) -> None:
+        """Checkpoints around ever more segments: in a chain, of which a cut makes all or nothing again, these wait for
+        less than both tiers hold."""
+        room = room_nbytes(self.instance) or 0
+        awaited = sum(self.flow.awaited(s) for s in self.flow.maker)
+        for doubled in range(awaited.bit_length()):
+            chosen = frozenset[str]().union(*checkpoints(self.flow, 1 << doubled))
+            late = self.left_s <= until_s and any(s.expected_ns < float("inf") for s in self.scored.values())
+            if not late and held_nbytes(self.instance, self.flow, chosen) - homed_nbytes(self.instance) <= room:
+                self._score(chosen)
 
     def _along(self, sequence: Sequence[Chosen], until_s: float) -> None:
         """Score the first k of a sequence: at five places, and then around the best one in ever smaller steps."""
@@ -155,20 +194,35 @@ class _Search:
         scores: dict[int, float] = {}
         resident = first_resident(self.instance, self.flow, sequence)
         last = resident or len(sequence)  # to call more again than makes transfers needless is of no use
+        first = max(1, min(last, first_spilling_less(self.instance, self.flow, sequence)))
 
         def at(k: int) -> None:
-            k = min(max(k, 1), last)
+            k = min(max(k, first), last)
             if k not in scores and (self.left_s - until_s > 0.5 * self.effort.time_limit_s or not scores):
                 scores[k] = self._score(frozenset().union(*sequence[:k]))
 
         for quarter in (4, 2, 3, 1):
-            at(last * quarter // 4)
-        step = last // 4
+            at(first - 1 + (last - first + 1) * quarter // 4)
+        step = (last - first + 1) // 4
         for _ in range(HALVINGS):
             step = max(1, step // 2)
             best = min(scores, key=lambda k: (scores[k], k))
             at(best - step)
             at(best + step)
+
+    def _beyond_time(self) -> None:
+        """Where time is over and there is no plan: one of the most promising order that has one, in as much time again
+        for each of a few, and in `LAST_S` at the least."""
+        limit_s = max(LAST_S, self.effort.time_limit_s)
+        if not self.scored:
+            self._of_cuts(until_s=float("-inf"))
+        # Infinite is also what there was no time to score.
+        ranked = sorted(self.scored.values(), key=lambda s: (s.expected_ns, s.compute_ns))
+        for scored in ranked[:LAST_TRIES]:
+            if self.best is not None:
+                return
+            relax_coarsely(scored.instance, time_limit_s=limit_s)
+            self._run(Stow(), scored.instance, limit_s)
 
     def _score(self, chosen: Chosen) -> float:
         """About the time of a pass in the order with these operators called again, nanoseconds; remembered."""
@@ -178,6 +232,8 @@ class _Search:
             try:
                 posed = make_instance(old.graph, old.machine, mode=old.mode, order=order, engine=old.engine)
             except InfeasibleError:  # calls at the very end, beside which not all outputs have room
+                return float("inf")
+            if overflows(posed):
                 return float("inf")
             compute = sum(posed.durations_ns)
             limit_s = max(0.1, self.left_s / 4)
@@ -228,6 +284,8 @@ class _Search:
 
     def _of_resident(self, candidates: Iterable[Chosen]) -> None:
         """Of candidates that need no transfers the one that computes least and for which addresses are found."""
+        if homed_nbytes(self.instance) > self.instance.capacity_nbytes:
+            return
         flow, fitting = self.flow, list[tuple[int, Chosen]]()
         for chosen in candidates:
             compute = sum(flow.duration_of(op) for op in recompute_order(flow, chosen))

@@ -1,8 +1,8 @@
-"""Orders with so much recomputation that nothing need move."""
+"""Orders with so much recomputation that nothing need move, or no more than the tier below has room for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..ir.plan import Plan
 from .instance import Instance
@@ -56,7 +56,7 @@ def held_nbytes(instance: Instance, flow: Flow, chosen: Chosen) -> int:
     for delta in change:
         live += delta
         peak = max(peak, live)
-    return peak + sum(item.nbytes for item in instance.items if item.homed)
+    return peak + homed_nbytes(instance)
 
 
 def first_resident(instance: Instance, flow: Flow, sequence: Sequence[Chosen]) -> int | None:
@@ -64,14 +64,54 @@ def first_resident(instance: Instance, flow: Flow, sequence: Sequence[Chosen]) -
 
     By bisection, as if more recomputation always held less.
     """
+    return _first(sequence, lambda chosen: held_nbytes(instance, flow, chosen) <= instance.capacity_nbytes)
 
-    def fits(k: int) -> bool:
-        return held_nbytes(instance, flow, frozenset().union(*sequence[:k])) <= instance.capacity_nbytes
 
-    if not fits(len(sequence)):
+def first_spilling_less(instance: Instance, flow: Flow, sequence: Sequence[Chosen]) -> int:
+    """How many of a sequence must be called again, at the least, for what is made in a pass to have room in both
+    tiers at every step; all, where they are too few. By bisection as in `first_resident`."""
+    room = room_nbytes(instance)
+    if room is None:
+        return 0
+    homed = homed_nbytes(instance)
+    found = _first(sequence, lambda chosen: held_nbytes(instance, flow, chosen) - homed <= room)
+    return len(sequence) if found is None else found
+
+
+def down_to_leanest(instance: Instance, flow: Flow, cuts: Sequence[Chosen]) -> list[Chosen]:
+    """The first of nested cuts, up to that with which a pass holds least: what is made again needs inputs that wait for
+    it, and beyond some point these are more than what is given up."""
+    held = [held_nbytes(instance, flow, frozenset[str]().union(*cuts[:n])) for n in range(len(cuts) + 1)]
+    return list(cuts[: held.index(min(held))])
+
+
+def homed_nbytes(instance: Instance) -> int:
+    """Bytes of what has a copy at home."""
+    return sum(item.nbytes for item in instance.items if item.homed)
+
+
+def room_nbytes(instance: Instance) -> int | None:
+    """Bytes that both tiers have for what is made in a pass, while nothing that has a copy at home is above; None
+    where the one below is taken to hold everything."""
+    return None if instance.spill_nbytes is None else instance.capacity_nbytes + instance.spill_nbytes
+
+
+def overflows(instance: Instance) -> bool:
+    """Whether some step of this order waits for more than both tiers hold: then it has no plan, whatever moves."""
+    room = room_nbytes(instance)
+    return room is not None and instance.peak_of_all() - homed_nbytes(instance) > room
+
+
+def _first(sequence: Sequence[Chosen], fits: Callable[[Chosen], bool]) -> int | None:
+    """The least number of a sequence that fits, by bisection; None where all together do not."""
+
+    def all_fit(k: int) -> bool:
+        return fits(frozenset[str]().union(*sequence[:k]))
+
+    if not all_fit(len(sequence)):
         return None
-    low, high = 0, len(sequence)
+    low, high = -1, len(sequence)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
+        low, high = (low, middle) if all_fit(middle) else (middle, high)
     return high

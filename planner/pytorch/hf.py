@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,8 +224,12 @@ def _keep_in_float32(module: Any, dtype: torch.dtype) -> None:
             setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made)
 
 
-def fill_kept(module: nn.Module, matched: Matched, names: Iterable[str]) -> int:
-    """Give the parameters and persistent buffers `names` of a skeleton their bytes; the bytes read.
+Read = Callable[[FileTensor, torch.dtype], torch.Tensor]
+
+
+def fill_kept(module: nn.Module, matched: Matched, names: Iterable[str], read: Read | None = None) -> int:
+    """Give the parameters and persistent buffers `names` of a skeleton their bytes; the bytes read. `read` makes a
+    tensor of one in files, by default `read_tensor`.
 
     Tied names share one tensor afterwards, as before. Raises InputError for one that neither the files nor the module
     have, and where a file ends too early.
@@ -241,7 +245,7 @@ def fill_kept(module: nn.Module, matched: Matched, names: Iterable[str]) -> int:
                 raise InputError(f"'{name}' is neither in '{matched.files.where}' nor computed by the module")
             continue
         if id(before) not in made:
-            made[id(before)] = _read(found, before.dtype)
+            made[id(before)] = (read or read_tensor)(found, before.dtype)
             nbytes += found.nbytes
         _set(module, name, before, made)
     return nbytes
@@ -257,7 +261,8 @@ def _set(module: nn.Module, name: str, before: torch.Tensor, made: dict[int, tor
     setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], content)
 
 
-def _read(tensor: FileTensor, dtype: torch.dtype) -> torch.Tensor:
+def read_tensor(tensor: FileTensor, dtype: torch.dtype) -> torch.Tensor:
+    """Its bytes in memory, past the page cache. Raises InputError where a file ends too early."""
     content = torch.empty(tensor.shape, dtype=dtype)
     if not tensor.nbytes:
         return content
