@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .console import plain_table
 from .ir.errors import InputError
 from .ir.sizes import format_size, parse_size
 from .planner.experts.analysis import LayerSummary, Window, layer_summaries, sch, window_summary
@@ -16,7 +17,6 @@ from .planner.experts.policies import POLICIES, chosen_policies
 from .planner.experts.replay import Row, replay_all
 from .planner.experts.stall import LinkModel, StallRow, stall_rows
 from .planner.experts.trace import Trace, read_trace
-from .report import plain_table
 
 Progress = Callable[[str, float], None]
 

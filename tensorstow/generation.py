@@ -67,9 +67,10 @@ class GeneratingModel:
 
     def predict(self, file: PlanFile) -> Generation:
         """What the plan, made of this model by `lower`, takes for the prompt and for the tokens."""
+        from .moe_runs import reads_hidden
         from .planner.pytorch.generation import Workload, inputs_nbytes, predict_generation
 
-        return predict_generation(
+        found = predict_generation(
             file.plan,
             file.graph,
             file.machine,
@@ -80,6 +81,11 @@ class GeneratingModel:
             cache_nbytes=inputs_nbytes(self._graphs["last"]),
             bound_limit_s=BOUND_S,
         )
+        experts = None if file.module is None else file.module.experts
+        if experts is None or found.decode_bound_s is None:
+            return found
+        bound_s, kind = reads_hidden(found.decode_bound_s, found.decode_bound_kind, experts, file.machine)
+        return replace(found, decode_bound_s=min(bound_s, found.token_s), decode_bound_kind=kind)
 
 
 def _workspace_nbytes(graph: Graph) -> int:

@@ -78,10 +78,9 @@ class ModuleModel:
         """The parts of a pass, bound to the files. `looked_up` are the tables to leave in the store; by default those
         for which that pays. Experts are cached, and weights divided, as in the program `like`, if one is given; else as
         it pays in what `beside_nbytes` leave of the budget."""
-        from .moe_runs import cache_experts
+        from .moe_runs import cache_experts, cache_like
         from .planner.pytorch import ModuleLowered, choose_lookups, parts, store_link
         from .planner.pytorch.binding import bind, choose_reading
-        from .planner.pytorch.experts import leave_experts
         from .planner.pytorch.row_ranges import split_like
 
         lowered = self.timed(machine, progress)
@@ -97,7 +96,7 @@ class ModuleModel:
                 found, lowered, self.module, machine, lists, routing=self.routing, beside_nbytes=beside_nbytes
             )
         elif like.experts is not None:
-            found = leave_experts(found, like.experts)
+            found = cache_like(found, lowered, self.module, machine, like.experts, routing=self.routing)
         if like is not None:
             return split_like(found, lowered, self.module, like.rows)
         return self._divided(found, lowered, machine, beside_nbytes)

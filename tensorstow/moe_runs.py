@@ -1,4 +1,4 @@
-"""Plans that leave experts in the store: how one is made, run, compared, and told."""
+"""Plans that leave experts in the store: how one is made, timed, bounded and run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .ir.errors import InputError
 from .ir.files import PlanFile
 from .ir.machine import Machine, TierKind
+from .ir.plan import Plan
 from .ir.program import ExpertCaching, ModuleProgram
-from .ir.sizes import format_seconds, format_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .models import Model
     from .modules import ModuleModel
     from .planner.experts.record import Recorder
+    from .planner.experts.trace import Trace
     from .planner.pytorch import ModuleLowered, OpLowered
     from .planner.pytorch.experts import Routed
     from .planner.pytorch.experts_list import Listed
@@ -49,7 +50,8 @@ def with_routing(model: Model, path: Path) -> Model:
     from .modules import ModuleModel
 
     if isinstance(model, GeneratingModel):
-        return replace(model, last=replace(model.last, routing=path))
+        prefill, first, last = (replace(m, routing=path) for m in (model.prefill, model.first, model.last))
+        return replace(model, prefill=prefill, first=first, last=last)
     if not isinstance(model, ModuleModel):
         raise InputError(f"--routing is of a mixture-of-experts model in PyTorch, '{model.name}' is none: leave it out")
     return replace(model, routing=path)
@@ -68,20 +70,79 @@ def cache_experts(
     """`found` with its experts left in the store, where the machine computes from dram, they do not fit its budget, and
     reading chosen ones moves fewer bytes than reading all. `routing` is a trace by which to predict hits. Raises
     InfeasibleError."""
-    from .planner.pytorch.experts import choose_caching, leave_experts
+    from .planner.pytorch.experts import choose_caching
 
     found, layers = _layers(found, lowered, module, machine, lists)
     caching = choose_caching(found, layers, machine, beside_nbytes=beside_nbytes)
     if caching is None:
         return found
-    return leave_experts(found, caching if routing is None else _replayed(caching, routing))
+    tokens = max(routed.tokens for routed in layers)
+    choices = [caching] if routing is None else [caching, replace(caching, ahead=0)]
+    expected = [_predicted(choice, found, tokens, machine, routing) for choice in choices]
+    return _left(found, min(expected, key=lambda choice: choice.wait_s), machine)
 
 
-def _replayed(caching: ExpertCaching, path: Path) -> ExpertCaching:
-    """With the hit rate that its policy has on a trace, from empty caches on. Raises InputError for one of another
-    model, or where all layers share their slots, which traces are not replayed with."""
+def cache_like(
+    found: ModuleLowered,
+    lowered: OpLowered,
+    module: nn.Module,
+    machine: Machine,
+    like: ExpertCaching,
+    *,
+    routing: Path | None = None,
+) -> ModuleLowered:
+    """`found`, another pass of the module whose experts are cached as `like` says, with what that pass waits for."""
+    from .planner.pytorch.experts import find_fused
+
+    tokens = max((routed.tokens for routed in find_fused(module, lowered)), default=like.tokens)
+    if tokens != like.tokens:
+        like = _predicted(like, found, tokens, machine, routing)
+    return _left(found, like, machine)
+
+
+def _left(found: ModuleLowered, caching: ExpertCaching, machine: Machine) -> ModuleLowered:
+    """`found` with its experts in the store, and what they are waited for in the times of its operators."""
+    from .planner.pytorch.experts import leave_experts
+    from .planner.pytorch.experts_time import expert_operators, with_waits
+
+    operators = expert_operators(found, caching.layers)
+    left = leave_experts(found, caching)
+    return replace(left, graph=with_waits(left.graph, operators, caching.wait_ns, machine.units[0]))
+
+
+def _predicted(
+    caching: ExpertCaching, found: ModuleLowered, tokens: int, machine: Machine, routing: Path | None
+) -> ExpertCaching:
+    """`caching` with what is to be expected of a pass of `tokens`. Raises InputError for a trace of another model."""
+    from .moe_forecast import drawn_passes, forecast, traced_passes
+    from .planner.lookups import store_link
+    from .planner.pytorch.experts_time import pace_of
+
+    trace = None if routing is None else _trace_of(caching, routing)
+    passes = drawn_passes(caching, tokens) if trace is None else traced_passes(trace, tokens)
+    pace, link = pace_of(found, caching.layers, machine.units[0]), store_link(machine)
+    expected = forecast(caching, pace, link, passes)
+    caching = replace(
+        caching,
+        hit_rate=expected.hit_rate,
+        tokens=tokens,
+        wait_ns=tuple(round(ns) for ns in expected.wait_ns),
+        read_nbytes=expected.read_nbytes,
+    )
+    if routing is None:
+        return caching
+    after = f" after {expected.warm}" if expected.warm else ""
+    return replace(
+        caching,
+        least_nbytes=expected.least_nbytes,
+        traced=True,
+        rests_on=f"in the last {expected.passes} passes{after} of {routing.name}",
+    )
+
+
+def _trace_of(caching: ExpertCaching, path: Path) -> Trace:
+    """The trace in the file `path`. Raises InputError for one of another model."""
     from .planner.experts.trace import read_trace
-    from .solvers.caching.counted import LRU, Counted, replay_counted
 
     counts = {layer.experts for layer in caching.layers}
     trace = read_trace(path, max(counts))
@@ -90,15 +151,42 @@ def _replayed(caching: ExpertCaching, path: Path) -> ExpertCaching:
             f"{path} has {trace.layers} layers, the model {len(caching.layers)} with {sorted(counts)} experts; give a "
             "trace that was recorded of this model"
         )
-    if caching.shared or caching.slots < trace.top_k:
-        raise InputError(
-            f"{path}: a token asks for up to {trace.top_k} experts in a layer, and {caching.slots} slots are kept "
-            f"{'for all layers' if caching.shared else 'in each'}, for which no trace is replayed; give more memory, "
-            "or leave --routing out"
-        )
-    policy = LRU if caching.decay is None else Counted(decay=caching.decay)
-    rate = replay_counted(trace.requests(), caching.slots, policy).hit_rate(slice(None))
-    return replace(caching, hit_rate=rate, rests_on=f"on the {trace.tokens} tokens of {path.name}")
+    return trace
+
+
+def bounded(plan: Plan, caching: ExpertCaching, machine: Machine) -> Plan:
+    """`plan` with a bound that holds however experts are cached and read ahead (`reads_hidden`)."""
+    from .planner.build import OPTIMAL_GAP
+
+    before = plan.certificate
+    bound_s, kind = reads_hidden(before.bound_s, before.bound_kind, caching, machine)
+    bound_s = min(bound_s, before.simulated_s)
+    status = "optimal" if before.simulated_s <= bound_s * (1 + OPTIMAL_GAP) else "feasible"
+    return replace(plan, certificate=replace(before, bound_s=bound_s, bound_kind=kind, status=status))
+
+
+def reads_hidden(bound_s: float, kind: str, caching: ExpertCaching, machine: Machine) -> tuple[float, str]:
+    """A bound, and its kind, for plans of any cache of experts: for what tokens choose in the trace, else for whatever
+    they choose. `bound_s` is one for steps whose durations hold `caching.wait_ns`.
+
+    Less the waits, it is one for the steps without them: a plan of these would take at most the waits longer with them.
+    Beside it stands the time of the link for the bytes that Belady's caches of as many slots read.
+    """
+    from .planner.lookups import store_link
+
+    link_s = caching.least_nbytes / store_link(machine).bytes_per_s
+    hidden_s = max(0.0, bound_s - caching.wait_s)
+    if link_s > hidden_s:
+        return link_s, f"experts' reads: what caches of {caching.slots} slots that know the trace read, over the link"
+    return hidden_s, f"{kind}; experts' reads behind it, or none"
+
+
+def as_profiled(program: ModuleProgram) -> ModuleProgram:
+    """The program of a plan whose operators' times were measured in passes: waits for experts are among them."""
+    if program.experts is None:
+        return program
+    rests_on = f"{program.experts.rests_on}; times as in a profile, whose passes have the same inputs"
+    return replace(program, experts=replace(program.experts, wait_ns=(), rests_on=rests_on))
 
 
 def cache_least(
@@ -149,88 +237,13 @@ def compute_eagerly(module: Any) -> None:
             switch("eager")
 
 
-def _caching(file: PlanFile) -> ExpertCaching | None:
+def caching_of(file: PlanFile) -> ExpertCaching | None:
     return None if file.module is None else file.module.experts
 
 
-def _running(executor: object) -> ExpertForwards | None:
+def running(executor: object) -> ExpertForwards | None:
     """The experts of an executor, or of what holds one."""
     return getattr(getattr(executor, "executor", executor), "experts", None)
-
-
-def experts_text(file: PlanFile) -> str | None:
-    """One line about the experts of a plan; None where it caches none."""
-    caching = _caching(file)
-    if caching is None:
-        return None
-    layers = len(caching.layers)
-    count = sum(layer.experts for layer in caching.layers)
-    where = f"{caching.slots} in all" if caching.shared else f"{caching.slots} a layer"
-    policy = "least recent goes" if caching.decay is None else f"least used goes (decay {caching.decay:g} an event)"
-    return (
-        f"{count} in {layers} layers, {format_size(caching.nbytes)}, stay in the store; slots for {where}, {policy}; "
-        f"hit rate {caching.hit_rate:.2f} {caching.rests_on}; computed one by one ('eager')"
-    )
-
-
-def reads_text(file: PlanFile) -> str | None:
-    """What a token reads of experts, as predicted, and how long the link takes for it; None where none are cached."""
-    caching = _caching(file)
-    if caching is None:
-        return None
-    nbytes, reads_s = expected_read_nbytes(caching), _expected_read_s(file, caching)
-    both_s = file.plan.certificate.simulated_s + reads_s
-    return (
-        f"{format_size(round(nbytes))} a token expected, {format_seconds(reads_s)} at the link's rate; the times below "
-        f"are without them: a pass of one token takes {format_seconds(both_s)} with them, if nothing overlaps"
-    )
-
-
-def _expected_read_s(file: PlanFile, caching: ExpertCaching) -> float:
-    """Seconds that the link from the store takes for what a token is expected to read."""
-    tier, home = file.machine.units[0].tier, file.plan.home_tier
-    link = next(k for k in file.machine.links if (k.origin, k.target) == (home, tier))
-    return expected_read_nbytes(caching) / link.bytes_per_s
-
-
-def experts_facts(file: PlanFile) -> dict[str, Any] | None:
-    """As `plan --json` has it; None where the plan caches none."""
-    caching = _caching(file)
-    if caching is None:
-        return None
-    return {
-        "layers": len(caching.layers),
-        "experts": [layer.experts for layer in caching.layers],
-        "top_k": max(layer.top_k for layer in caching.layers),
-        "expert_nbytes": max(layer.nbytes for layer in caching.layers),
-        "nbytes": caching.nbytes,
-        "slots": caching.slots,
-        "shared": caching.shared,
-        "policy": caching.policy,
-        "ahead": caching.ahead,
-        "hit_rate": caching.hit_rate,
-        "rests_on": caching.rests_on,
-        "read_nbytes_expected": expected_read_nbytes(caching),
-        "read_s_expected": _expected_read_s(file, caching),
-    }
-
-
-def run_facts(file: PlanFile, executor: object) -> dict[str, Any] | None:
-    """What an executor's experts have done so far, as `run --json` has it; None where none are cached."""
-    caching, experts = _caching(file), _running(executor)
-    if caching is None or experts is None:
-        return None
-    stats = experts.stats
-    return {
-        "hits": stats.hits,
-        "misses": stats.misses,
-        "hit_rate": stats.hit_rate,
-        "predicted_hit_rate": caching.hit_rate,
-        "ahead": stats.ahead,
-        "ahead_used": stats.ahead_used,
-        "read_nbytes": stats.read_nbytes,
-        "stalled_s": stats.stalled_ns * 1e-9,
-    }
 
 
 def record_routing(experts: ExpertForwards) -> Recorder:
@@ -239,7 +252,9 @@ def record_routing(experts: ExpertForwards) -> Recorder:
     from .planner.experts.record import Recorder
 
     layers = experts.reading.layers
-    recorder = Recorder(len(layers), max(x.experts for x in layers), max(x.top_k for x in layers))
+    # of lists no router says how many experts a token may ask for
+    width = max(x.top_k if x.fused else x.experts for x in layers)
+    recorder = Recorder(len(layers), max(x.experts for x in layers), width)
     before = 0
 
     def add(layer: int, ids: NDArray[np.int64], gates: NDArray[np.float32] | None) -> None:
@@ -254,11 +269,18 @@ def record_routing(experts: ExpertForwards) -> Recorder:
     return recorder
 
 
+def narrowed(trace: Trace) -> Trace:
+    """The same, as wide as its largest set: sets are filled up with -1 at their ends."""
+    width = max(1, int((trace.ids >= 0).sum(axis=2).max()))
+    gates = None if trace.gates is None else trace.gates[:, :, :width]
+    return replace(trace, ids=trace.ids[:, :, :width], gates=gates)
+
+
 class RoutingFile:
     """Routing of a run, to be written to `path`. Raises InputError for a plan that caches no experts."""
 
     def __init__(self, file: PlanFile, path: Path) -> None:
-        if _caching(file) is None:
+        if caching_of(file) is None:
             raise InputError(
                 "--record-routing records what experts tokens choose; the plan caches none: plan a "
                 "mixture-of-experts model for less memory than its experts take"
@@ -269,7 +291,7 @@ class RoutingFile:
 
     def begin(self, executor: object) -> None:
         """Record from now on what `executor` runs."""
-        self._experts = _running(executor)
+        self._experts = running(executor)
         assert self._experts is not None
         self._recorder = record_routing(self._experts)
 
@@ -280,9 +302,4 @@ class RoutingFile:
         assert self._recorder is not None
         assert self._experts is not None
         self._experts.record(None)
-        write_trace(self._recorder.trace(), self._path)
-
-
-def expected_read_nbytes(caching: ExpertCaching) -> float:
-    """Bytes of experts that a token reads at the predicted hit rate."""
-    return (1 - caching.hit_rate) * sum(layer.top_k * layer.nbytes for layer in caching.layers)
+        write_trace(narrowed(self._recorder.trace()), self._path)

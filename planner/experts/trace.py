@@ -164,6 +164,8 @@ def _load(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     except zipfile.BadZipFile as error:
         raise InputError(f"{path}: not an npz archive: {error}; write it with numpy.savez_compressed") from error
     except NO_ARCHIVE as error:
+        if not zipfile.is_zipfile(path):  # numpy takes such a file for a pickle
+            raise InputError(f"{path}: not an npz archive; write it with numpy.savez_compressed") from error
         # A ragged list of lists is stored as Python objects, which only a pickle could bring back.
         hint = "layers of different width are stored so: fill sets up with the type's greatest number instead"
         if "pickle" not in str(error):
@@ -187,8 +189,8 @@ def _ids(path: Path, found: NDArray[Any], experts: int) -> Ids:
         token, layer, rank = (int(x) for x in np.argwhere(wrong)[0])
         needed = int(wide[~absent].max()) + 1
         raise InputError(
-            f"{path}: token {token} asks layer {layer} for expert {wide[token, layer, rank]}, and --experts {experts} "
-            f"ends at {experts - 1}; give --experts {needed} or more"
+            f"{path}: token {token} asks layer {layer} for expert {wide[token, layer, rank]}, and {experts} experts "
+            f"end at {experts - 1}; take a trace of this model, or give --experts {needed} or more"
         )
     return np.where(absent, NONE, wide).astype(np.int32)
 

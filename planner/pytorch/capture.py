@@ -7,8 +7,11 @@ long again. Which values share memory is read off the storages of the traced val
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -83,12 +86,16 @@ def _exported(wrapped: nn.Module, values: tuple[torch.Tensor, ...], name: str) -
     """The traced program. What goes wrong in user code comes as any kind of exception, and is told in our words."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints a traceback of its own
     silent, logger.disabled = logger.disabled, True
+    said, graph = io.StringIO(), ""
     try:
-        return export(wrapped, values, strict=False)
+        with contextlib.redirect_stderr(said):
+            return export(wrapped, values, strict=False)
     except Exception as error:
+        graph = str(getattr(error, "partial_fx_graph", ""))  # which export prints, whoever catches the error
         raise _not_exportable(error, name) from error
     finally:
         logger.disabled = silent
+        sys.stderr.write((said.getvalue().replace(graph, "") if graph else said.getvalue()).lstrip("\n"))
 
 
 def _not_exportable(error: Exception, name: str) -> InputError:

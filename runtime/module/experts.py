@@ -24,9 +24,10 @@ from torch import nn
 from ...ir.errors import InputError
 from ...ir.program import ExpertCaching, ExpertLayer
 from . import forwards
-from .experts_ahead import LEAST_CHANCE, Followers
+from .experts_ahead import Followers, foresee
 from .experts_bind import Held, Slices, expert_pieces, held_by_experts
 from .experts_cache import ExpertCache, ExpertStats
+from .experts_record import ListCall
 from .experts_slots import ExpertSlots
 from .functions import refuse_write
 from .replaced import Forward, Replaced
@@ -71,6 +72,7 @@ class ExpertForwards:
         self._weights = weights
         self._followers = Followers([layer.experts for layer in reading.layers])
         self._record: Routing | None = None
+        self._call: ListCall | None = None
         self._told_nbytes = 0
         self._lock = threading.RLock()
         self._replaced = Replaced()
@@ -116,13 +118,8 @@ class ExpertForwards:
         return sum(s.nbytes for s in self._slots) + self._followers.nbytes
 
     def record(self, routing: Routing | None) -> None:
-        """From now on tell `routing` what routers choose; None ends that. Raises InputError where that is not seen."""
-        unseen = next((layer.about.module for layer in self.layers if not layer.about.fused), None)
-        if routing is not None and unseen is not None:
-            raise InputError(
-                f"which tokens choose which experts of the list '{unseen}' is known to its module alone; routing is "
-                "recorded of transformers' experts, which are told the router's choice"
-            )
+        """From now on tell `routing` what routers choose; None ends that. Of lists of experts that is told by the rows
+        that their experts are given; a call in which these are other ones raises InputError."""
         self._record = routing
 
     def close(self) -> None:
@@ -179,6 +176,8 @@ class ExpertForwards:
         def forward(*args: Any, **kwargs: Any) -> Any:
             with self._lock, torch.no_grad():
                 self._weights.memory.check_open()
+                if self._call is not None:
+                    self._call.took(expert, args, kwargs)
                 slot = self._slot(layer, expert)
                 try:
                     for number, (parameters, name, _) in enumerate(held):
@@ -197,14 +196,19 @@ class ExpertForwards:
             with self._lock:
                 self._weights.memory.check_open()
                 frozen = self._weights.clock.frozen
+                recording = self._record is not None and not frozen
+                self._call = ListCall(layer.about.module, args, kwargs) if recording else None
                 if not frozen:
                     layer.cache.begin(())
                 try:
                     result = original(*args, **kwargs)
                     if not frozen:
                         self._foresee(layer, [e - layer.first for e in layer.cache.wanted])
+                    if self._record is not None and self._call is not None:
+                        self._record(layer.number, self._call.ids(), None)
                     return result
                 finally:
+                    self._call = None
                     self._end(layer)
 
         return forward
@@ -225,13 +229,7 @@ class ExpertForwards:
 
     def _foresee(self, layer: LayerExperts, asked: list[int]) -> None:
         """Begin to read what the next layer will probably ask for."""
-        if not self.reading.ahead or not asked or len(asked) > layer.cache.slots:
-            self._followers.forget()  # of so many, nothing is learned
-            return
-        self._followers.learn(layer.number, asked)
-        after = self.layers[(layer.number + 1) % len(self.layers)]
-        likely = self._followers.likely(layer.number, asked, self.reading.ahead)
-        after.cache.ahead(after.objects(likely), LEAST_CHANCE)
+        foresee(self._followers, self.layers, layer, asked, self.reading.ahead)
 
     def _slot(self, layer: LayerExperts, expert: int) -> int:
         wanted = layer.first + expert

@@ -7,9 +7,12 @@ saves, so an expert is only taken where it followed at least every second time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .experts_cache import ExpertCache
 
 LEAST_CHANCE = 0.5
 PRIOR = 8
@@ -61,3 +64,32 @@ class Followers:
         chance = ((pairs[now] + PRIOR * share) / (uses + PRIOR)[:, None]).mean(axis=0)
         best = np.argsort(-chance, kind="stable")[:most]
         return [int(e) for e in best if chance[e] >= LEAST_CHANCE]
+
+
+class Cached(Protocol):
+    """A layer whose experts are objects of a cache."""
+
+    @property
+    def number(self) -> int:
+        """Its place in a pass."""
+        ...
+
+    @property
+    def cache(self) -> ExpertCache:
+        """That holds its experts."""
+        ...
+
+    def objects(self, experts: Sequence[int]) -> list[int]:
+        """As the cache calls them."""
+        ...
+
+
+def foresee(followers: Followers, layers: Sequence[Cached], layer: Cached, asked: Sequence[int], most: int) -> None:
+    """`layer` of `layers` was asked for `asked`: begin to read up to `most` experts that the next one will want."""
+    if not most or not asked or len(asked) > layer.cache.slots:
+        followers.forget()  # of so many, nothing is learned
+        return
+    followers.learn(layer.number, asked)
+    after = layers[(layer.number + 1) % len(layers)]
+    likely = followers.likely(layer.number, asked, most)
+    after.cache.ahead(after.objects(likely), LEAST_CHANCE, layer.cache.under_way)

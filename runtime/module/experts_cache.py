@@ -140,9 +140,16 @@ class ExpertCache:
         self._used.clear()
         self._pending.clear()
 
-    def ahead(self, experts: Sequence[int], chance: float = 0.5) -> None:
+    @property
+    def under_way(self) -> tuple[Future[None], ...]:
+        """Loads of what the event at hand has asked for that are not complete."""
+        loads = (self._loads.get(expert) for expert in self._wanted)
+        return tuple(load for load in loads if load is not None and not load.done())
+
+    def ahead(self, experts: Sequence[int], chance: float = 0.5, after: Sequence[Future[None]] = ()) -> None:
         """Begin to load what will be asked for next with at least this `chance`, in place of what was asked for less
-        often than that, the least worth first."""
+        often than that, the least worth first. What is waited for now has the link first: the loads `after`, which
+        were handed to the same pool before."""
         most = float("inf") if self._decay is None else chance * self._scale / max(1 - self._decay, 1e-9)
         for expert in experts:
             if expert not in self.slot_of:
@@ -151,7 +158,7 @@ class ExpertCache:
                     return
                 self._ahead.add(expert)
                 self.stats.ahead += 1
-                self._start(expert, slot)
+                self._start(expert, slot, tuple(after))
 
     def _count(self, expert: int, rank: int) -> None:
         self._last[expert] = (self._now, -rank)  # of a set, the one of the smaller gate counts as the older
@@ -242,16 +249,15 @@ class ExpertCache:
             self._leaving[slot] = load
         return slot
 
-    def _start(self, expert: int, slot: int) -> None:
-        before = self._leaving.pop(slot, None)
+    def _start(self, expert: int, slot: int, after: tuple[Future[None], ...] = ()) -> None:
+        leaving = self._leaving.pop(slot, None)
 
-        def fill() -> None:
-            if before is not None:
-                wait([before])  # it was handed in earlier, so it runs or is done
+        def fill(before: tuple[Future[None], ...]) -> None:
+            wait(before)  # they were handed in earlier, so they run or are done
             self._load(expert, slot)
 
         self.slot_of[expert] = slot
-        self._loads[expert] = self._pool.submit(fill)
+        self._loads[expert] = self._pool.submit(fill, after if leaving is None else (*after, leaving))
 
     def _wait(self, expert: int, load: Future[None]) -> None:
         began = 0 if load.done() else perf_counter_ns()

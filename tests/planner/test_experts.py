@@ -61,7 +61,10 @@ def written(path: Path, **arrays: Any) -> Path:
 GOOD = np.array([[[0, 1], [2, 3]], [[4, 1], [2, 0]]], np.uint8)
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "id": ({"experts": GOOD + 5}, "token 0 asks layer 1 for expert 8, and --experts 8 ends at 7; give --experts 10"),
+    "id": (
+        {"experts": GOOD + 5},
+        "token 0 asks layer 1 for expert 8, and 8 experts end at 7; take a trace of this model",
+    ),
     "negative": ({"experts": GOOD.astype(np.int16) - 2}, "asks layer 0 for expert -2"),
     "twice": ({"experts": np.minimum(GOOD, 1)}, "twice for expert 1"),
     "shape": ({"experts": GOOD[0]}, "must be whole numbers [tokens, layers, top_k], every layer as wide"),
@@ -94,6 +97,9 @@ def test_files_that_are_no_traces(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 not at all")
     with pytest.raises(InputError, match="not an npz archive"):
         read_trace(tmp_path / "x.npz", 8)
+    (tmp_path / "words.npz").write_text("hello")
+    with pytest.raises(InputError, match="not an npz archive; write it with"):
+        read_trace(tmp_path / "words.npz", 8)
     np.save(tmp_path / "bare.npy", GOOD)
     with pytest.raises(InputError, match="one bare array"):
         read_trace(tmp_path / "bare.npy", 8)

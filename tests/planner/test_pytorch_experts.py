@@ -143,11 +143,12 @@ def test_what_reads_nearly_all_experts_is_planned_as_a_whole() -> None:
     assert choose_caching(one, same, machine((whole + least) // 2)) is not None
 
 
-def test_lists_are_known_by_what_they_are_given() -> None:
+def test_lists_are_known_by_what_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
     net, x = Net().eval(), torch.randn(6, 64)
     before = {n: p.clone() for n, p in net.named_parameters()}
     with pytest.raises(InputError):
         lower_module(net, (x,), {}, name="net")
+    assert "def forward" not in capsys.readouterr().err  # torch.export prints what it has traced so far
     lists = find_lists(net, (x,), {})
     assert [(r.routed.layer.module, r.routed.layer.top_k, r.routed.tokens) for r in lists] == [
         ("layers.0.experts", 2, 6),
