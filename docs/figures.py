@@ -25,7 +25,7 @@ from tensorstow.ir.files import PlanFile
 from tensorstow.ir.graph import Graph
 from tensorstow.page.boxes import KINDS, draw
 from tensorstow.page.experts_page import charts, experts_picture
-from tensorstow.page.figures import COLORS
+from tensorstow.page.scales import COLORS
 from tensorstow.planner.build import plan_graph
 from tensorstow.planner.compare import compare
 from tensorstow.planner.instance import make_instance

@@ -34,6 +34,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return HELP.sub(lambda found: f"```text\n{help_of(found['command'].split())}\n```", markdown)
 
 
+def on_post_build(config: Any) -> None:
+    """The index of the search as a script: pages opened from a folder may load that, and no other file."""
+    folder = Path(config["site_dir"]) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
+
+
 def _both(found: re.Match[str]) -> str:
     text, path = found["text"], found["path"]
     return f"![{text}]({path}.svg#only-light)\n![{text}]({path}-dark.svg#only-dark)"

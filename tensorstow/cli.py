@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 # Each of these registers its commands.
-from . import cli_compare, cli_doctor, cli_experts, cli_machine, cli_pack, cli_plan, cli_show, report
+from . import cli_compare, cli_doctor, cli_experts, cli_machine, cli_pack, cli_plan, cli_show, console
 from ._version import __version__
 from .cli_options import app
 from .ir.errors import TensorstowError
@@ -44,20 +44,20 @@ def run_cli(arguments: list[str]) -> int:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if status == USAGE and wants_json:  # typer has said on stderr what is wrong
-            report.print_json({"error": "wrong usage; stderr says what", "exit_status": USAGE})
+            console.print_json({"error": "wrong usage; stderr says what", "exit_status": USAGE})
         return status
     except TensorstowError as error:
-        report.done()
+        console.done()
         smallest = getattr(error, "smallest_nbytes", None)
-        report.error(str(error), error.exit_status, as_json=wants_json, smallest_nbytes=smallest)
+        console.error(str(error), error.exit_status, as_json=wants_json, smallest_nbytes=smallest)
         if verbose:
-            report.causes(error)
+            console.causes(error)
         return error.exit_status
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: our own bug, told as such
         traceback.print_exc(file=sys.stderr)
-        report.error(f"internal error: {type(error).__name__}: {error}; please report it", 1, as_json=wants_json)
+        console.error(f"internal error: {type(error).__name__}: {error}; please report it", 1, as_json=wants_json)
         return 1
     return 0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import report
+from . import console
 from .cli_options import (
     Dims,
     Engine,
@@ -96,8 +96,8 @@ def _compare(
     from . import report_compare as tables
     from .workflow import make_comparison
 
-    comparison = make_comparison(request, chosen, report.progress, trials=trials)
-    report.done()
+    comparison = make_comparison(request, chosen, console.progress, trials=trials)
+    console.done()
     if csv_file is not None:
         tables.write_csv(comparison, request.machine, csv_file)
     if html is not None:
@@ -105,7 +105,7 @@ def _compare(
 
         write_comparison_page(_title(request), comparison, html)
     if output == "json":
-        report.print_json(tables.comparison_facts(comparison))
+        console.print_json(tables.comparison_facts(comparison))
     elif output == "csv":
         tables.print_csv(comparison, request.machine)
     elif output == "markdown":
@@ -127,14 +127,14 @@ def _sweep(
     from . import report_sweep as tables
     from .sweep import make_sweep
 
-    found = make_sweep(request, budgets, chosen, report.progress, trials=trials)
-    report.done()
+    found = make_sweep(request, budgets, chosen, console.progress, trials=trials)
+    console.done()
     if html is not None:
         from .page.compare_page import write_sweep_page
 
         write_sweep_page(_title(request), found, html)
     if as_json:
-        report.print_json(tables.sweep_facts(found))
+        console.print_json(tables.sweep_facts(found))
     elif markdown:
         tables.print_sweep_markdown(found)
     else:

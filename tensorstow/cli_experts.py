@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import report
+from . import console
 from .cli_options import Json, Seed, app, check_output
 
 
@@ -57,7 +57,7 @@ def experts(
         cold=cold,
         windows=window,
         seed=seed,
-        progress=report.progress,
+        progress=console.progress,
         link=None if load_ms is None else LinkModel(load_ms, layer_ms),
         stall_tokens=timed,
     )
@@ -69,8 +69,8 @@ def experts(
             write_experts_page(title, found, html)
         if picture is not None:
             write_experts_picture(title, found, picture)
-    report.done()
+    console.done()
     if as_json:
-        report.print_json(found.facts())
+        console.print_json(found.facts())
     else:
-        print_analysis(found, report.out)
+        print_analysis(found, console.out)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import report
+from . import console, report_machine
 from .cli_options import app, check_output
 from .ir.errors import InputError
 
@@ -23,7 +23,7 @@ def machine_list() -> None:
     from .runtime.calibrate import host_profile_path
 
     known = [n for n in machine_names() if n != "host" or host_profile_path().exists()]
-    report.print_machines([load_machine(n) for n in known], host_measured="host" in known)
+    report_machine.print_machines([load_machine(n) for n in known], host_measured="host" in known)
 
 
 @machine_app.command("show")
@@ -31,9 +31,9 @@ def machine_show(name: Annotated[str, typer.Argument(help="A profile's name, or 
     """Every figure of a profile, and where it comes from."""
     from .hosts import get_machine
 
-    machine = get_machine(name, progress=report.progress)
-    report.done()
-    report.print_machine(machine)
+    machine = get_machine(name, progress=console.progress)
+    console.done()
+    report_machine.print_machine(machine)
 
 
 @machine_app.command("calibrate")
@@ -46,12 +46,12 @@ def machine_calibrate(
     from .runtime.calibrate import calibrate, host_profile_path
 
     check_output(output)
-    machine = calibrate(progress=report.progress, quick=quick)
+    machine = calibrate(progress=console.progress, quick=quick)
     write_machine(machine, host_profile_path())
     if output is not None:
         try:
             write_machine(replace(machine, name=output.stem), output)
         except OSError as error:
             raise InputError(f"cannot write {output}: {error.strerror}") from error
-    report.done()
-    report.print_machine(machine)
+    console.done()
+    report_machine.print_machine(machine)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import report
+from . import console
 from .ir.errors import InputError
 from .ir.sizes import parse_size
 
@@ -21,6 +21,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def complete_machine(incomplete: str) -> list[str]:
+    """Names of machines for the shell, which completes files by itself."""
+    from .ir.profiles import machine_names
+
+    return [name for name in machine_names() if name.startswith(incomplete)]
+
+
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -29,7 +37,10 @@ ModelName = Annotated[
         metavar="MODEL",
     ),
 ]
-MachineName = Annotated[str, typer.Option("--machine", help="A profile's name, or a TOML file.")]
+MachineName = Annotated[
+    str,
+    typer.Option("--machine", help="A profile's name, or a TOML file.", autocompletion=complete_machine),
+]
 Tiers = Annotated[
     list[str] | None, typer.Option("--tier", metavar="NAME=SIZE", help="Capacity of a tier, e.g. dram=300MiB.")
 ]
@@ -97,7 +108,7 @@ def make_request(
     from .workflow import Request
 
     sizes = {name: parse_size(size) for name, size in pairs(tiers, "tier").items()}
-    found = get_machine(machine, progress=report.progress).with_capacity(sizes)
+    found = get_machine(machine, progress=console.progress).with_capacity(sizes)
     return Request(_model(model, dims_of(dims), mode, new), found, mode, profile, time_limit, seed, engine)
 
 

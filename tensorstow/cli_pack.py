@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import report
+from . import console, report
 from .cli_options import Json, Seed, TimeLimit, app, check_output
 from .ir.sizes import parse_size
 
@@ -41,12 +41,12 @@ def pack(
         output=output,
         banks=banks,
         start=start,
-        progress=report.note,
+        progress=console.note,
     )
     if outcome.detail:
-        report.note(outcome.detail)
+        console.note(outcome.detail)
     if as_json:
-        report.print_json(outcome.facts())
+        console.print_json(outcome.facts())
     else:
         report.print_packing(outcome)
     raise typer.Exit(outcome.exit_status)

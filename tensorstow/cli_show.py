@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import report
+from . import console
 from .cli_options import PlanPath, app, check_output
 from .ir.sizes import format_size
 
@@ -50,7 +50,7 @@ def show(
     if html is not None:
         from .page.page import write_page
 
-        write_page(file, html, measured=ran, time_limit_s=time_limit, progress=report.progress)
+        write_page(file, html, measured=ran, time_limit_s=time_limit, progress=console.progress)
     if picture is not None:
         from .page.picture import write_picture
 
@@ -63,8 +63,8 @@ def show(
         from .page.snapshot import write_snapshot
 
         write_snapshot(file, memory_viz)
-    report.done()
+    console.done()
     if not wanted:
         print_show(file)
     for path in wanted:
-        report.note(f"{path}: {format_size(path.stat().st_size)}")
+        console.note(f"{path}: {format_size(path.stat().st_size)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from . import report
+from . import console
 from .ir.errors import InputError
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
@@ -88,23 +88,23 @@ def _run_facts(run: Run) -> dict[str, Any]:
 def print_comparison(comparison: Comparison, machine: Machine) -> None:
     """Strategies in a table, the fastest first and marked; those without an answer last, with the beginning of their
     reason: all of it stands in the other formats."""
-    table = report.plain_table(*_headings(comparison, machine), words=WORDS)
+    table = console.plain_table(*_headings(comparison, machine), words=WORDS)
     for row in comparison.ranked:
         table.add_row(*(escape(cell) for cell in _cells(comparison, row, machine)))
-    report.out.print(table)
+    console.out.print(table)
     for line in _legend(comparison):
-        report.out.print(escape(line))
-    columns = get_terminal_size().columns if report.out.is_terminal else report.WIDTH
+        console.out.print(escape(line))
+    columns = get_terminal_size().columns if console.out.is_terminal else console.WIDTH
     for reason in _reasons(comparison):
         short = shorten(reason, LONGEST_REASON, placeholder=" ...")
         for line in wrap(short, max(columns, 20), subsequent_indent="  ", break_on_hyphens=False):
-            report.out.print(f"[dim]{escape(line)}[/]")
+            console.out.print(f"[dim]{escape(line)}[/]")
 
 
 def print_markdown(comparison: Comparison, machine: Machine) -> None:
     """The table alone on stdout, as Markdown; what else there is to say on stderr."""
     rows = [_cells(comparison, row, machine) for row in comparison.ranked]
-    report.print_markdown_table(_headings(comparison, machine), rows, words=WORDS)
+    console.print_markdown_table(_headings(comparison, machine), rows, words=WORDS)
     _notes(comparison)
 
 
@@ -124,7 +124,7 @@ def write_csv(comparison: Comparison, machine: Machine, path: Path) -> None:
 
 def _notes(comparison: Comparison) -> None:
     for line in (*_legend(comparison), *_reasons(comparison)):
-        report.note(line)
+        console.note(line)
 
 
 def _headings(comparison: Comparison, machine: Machine) -> list[str]:
@@ -151,7 +151,7 @@ def _figures(comparison: Comparison, row: Row, certificate: Certificate | None, 
         return ["-"] * 4
     return [
         seconds(certificate.simulated_s),
-        report.percent(comparison.gap(row) or 0.0),
+        console.percent(comparison.gap(row) or 0.0),
         format_size(certificate.peak_nbytes.get(tier, 0)),
         format_size(sum(certificate.moved_nbytes.values())),
     ]
@@ -162,8 +162,8 @@ def _legend(comparison: Comparison) -> list[str]:
     own = {r.bound.kind: r for r in comparison.rows if r.bound is not None}
     if len(own) > 1:  # else the common bound is everyone's
         lines += [
-            f"{r.strategy}: {report.percent(r.plan.certificate.gap)} above its own bound of {seconds(r.bound.seconds)} "
-            f"({r.bound.kind})"
+            f"{r.strategy}: {console.percent(r.plan.certificate.gap)} above its own bound of "
+            f"{seconds(r.bound.seconds)} ({r.bound.kind})"
             for r in comparison.ranked
             if r.plan is not None and r.bound is not None
         ]

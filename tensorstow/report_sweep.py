@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from . import report
+from . import console
 from .ir.sizes import format_seconds, format_size
 from .report_compare import comparison_facts
 
@@ -47,19 +47,19 @@ def sweep_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 def print_sweep(sweep: Sweep) -> None:
     """Times of a pass, budgets to the right."""
     head, rows = sweep_table(sweep)
-    table = report.plain_table(*head)
+    table = console.plain_table(*head)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    report.out.print(table)
-    report.out.print(
+    console.out.print(table)
+    console.out.print(
         f"a pass under each budget of {escape(sweep.tier)}; nothing ever leaves at {format_size(sweep.peak_nbytes)}"
     )
-    report.out.print("*: the fastest")
+    console.out.print("*: the fastest")
     for p in sweep.points:
         if p.reason:
-            report.out.print(f"[dim]{format_size(p.capacity_nbytes)}: {escape(p.reason)}[/]")
+            console.out.print(f"[dim]{format_size(p.capacity_nbytes)}: {escape(p.reason)}[/]")
 
 
 def print_sweep_markdown(sweep: Sweep) -> None:
     """The same table alone on stdout, as Markdown."""
-    report.print_markdown_table(*sweep_table(sweep))
+    console.print_markdown_table(*sweep_table(sweep))

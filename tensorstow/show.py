@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from rich.markup import escape
 
+from .console import out, percent
 from .ir.check import check
 from .ir.files import PlanFile
 from .ir.graph import StorageKind
@@ -12,8 +13,7 @@ from .ir.plan import Plan, Residency
 from .ir.simulate import Timeline, simulate
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
-from .moe_runs import experts_text
-from .report import out, percent
+from .moe_report import experts_text, reads_text
 from .report_training import training_rows
 
 COLUMNS = 72
@@ -55,6 +55,7 @@ def _print_promise(file: PlanFile) -> None:
     experts = experts_text(file)
     if experts is not None:
         out.print(f"experts: {escape(experts)}")
+        out.print(f"experts' reads: {escape(reads_text(file) or '')}")
     if file.training is not None:
         turn = [s.op for s in plan.steps].index(file.training.turn)
         out.print(f"a training step: forward to step {turn}, then backward")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tensorstow as ts
-from tensorstow import report
+from tensorstow import console
 from tensorstow.planner.bounds import Bound
 from tensorstow.planner.compare import DEFAULTS, Comparison, Row, chosen_names
 from tensorstow.planner.strategies import strategy_names
@@ -89,7 +89,7 @@ def test_a_reason_is_a_line_or_two(capsys: pytest.CaptureFixture[str]) -> None:
     said = lines[next(i for i, line in enumerate(lines) if line.startswith("a: ")) :]
     assert said[-1] == "b, c: short"
     assert len(said) <= 4
-    assert max(map(len, said)) <= report.WIDTH
+    assert max(map(len, said)) <= console.WIDTH
     assert " ".join(said[:-1]).endswith("...")
     assert " because of this" * 100 in csv_of(Comparison(Bound(1.0, "none"), rows), ts.Machine.load("npu-2mib"))
 

@@ -17,9 +17,9 @@ import pytest
 from tensorstow.ir.errors import InputError
 from tensorstow.ir.files import PlanFile, read_plan, write_plan
 from tensorstow.ir.graph import Graph
+from tensorstow.page import charts
 from tensorstow.page.boxes import COMPUTES, LOADS, STALLS, Bar, Box, draw
 from tensorstow.page.costs import upgrades
-from tensorstow.page.figures import LABELLED
 from tensorstow.page.merge import merge_bars, merge_boxes
 from tensorstow.page.page import page
 from tensorstow.page.picture import write_picture
@@ -86,13 +86,23 @@ def test_a_page_stands_alone() -> None:
     drawing = draw(planned())
     text = page(drawing, ())
     assert not re.search(r'(src|href)\s*=\s*["\']', text), "it must fetch nothing"
-    figures: dict[str, Any] = json.loads(unpacked(text, "figures"))
-    assert set(figures) == {"map0", "held0", "time", "traffic"}
-    for name in figures:
+    held: dict[str, Any] = json.loads(unpacked(text, "charts"))
+    drawn = held["charts"]
+    assert set(drawn) == {"map0", "held0", "time"}
+    for name in drawn:
         assert f'id="{name}"' in text
-    assert sum(len(t["base"]) for t in figures["map0"]["data"]) == len(drawing.memory["dram"])
-    assert "Plotly" in unpacked(text, "library")
-    assert len(text) < 5_000_000
+    assert held["time"]["end"] == drawing.timeline.pass_ns
+    area = sum(
+        (end - start) * (high - low)
+        for k in drawn["map0"]["kinds"]
+        for start, end, low, high in zip(k["start"], k["end"], k["low"], k["high"], strict=True)
+    )
+    assert area == sum((b.end_ns - b.start_ns) * (b.high - b.low) for b in drawing.memory["dram"])
+    assert list(zip(drawn["held0"]["at"], drawn["held0"]["nbytes"], strict=True)) == list(drawing.held["dram"])
+    assert sum(len(k["start"]) for k in drawn["time"]["kinds"]) == len(drawing.lanes)
+    assert "ssd-&gt;dram" in text, "what moves, and how busy the link is"
+    assert "{{" not in text
+    assert len(text) < 200_000, "this page needs no library"
 
 
 def test_names_of_a_model_cannot_write_the_page() -> None:
@@ -105,15 +115,26 @@ def test_names_of_a_model_cannot_write_the_page() -> None:
     assert "&lt;/script&gt;" in text
 
 
-def test_more_rectangles_than_a_browser_bears_are_drawn_without_texts() -> None:
+def test_more_rectangles_than_a_browser_bears_are_drawn_without_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     drawing = draw(planned())
     boxes = drawing.memory["dram"]
-    many = replace(drawing, memory={"dram": boxes * (LABELLED // len(boxes) + 2)})
-    figures = json.loads(unpacked(page(many, ()), "figures"))
-    labelled = sum(len(t["base"]) for t in figures["map0"]["data"] if t["type"] == "bar")
-    outlined = sum(t["x"].count(None) for t in figures["map0"]["data"] if t["type"] == "scatter")
-    assert labelled == LABELLED
-    assert 0 < outlined <= len(many.memory["dram"]) - LABELLED
+    most = len(boxes) - 4
+    monkeypatch.setattr(charts, "LABELLED", most)
+    kinds = charts.memory_chart(drawing, "dram")["kinds"]
+    texts = [text for k in kinds for text in k["text"]]
+    assert sum(bool(text) for text in texts) == most
+    assert 0 < sum(not text for text in texts) <= 4, "what has no text is drawn as well"
+
+
+def test_a_budget_far_away_does_not_flatten_what_is_held() -> None:
+    near = draw(planned())
+    chart = charts.held_chart(near, "dram")
+    most = max(chart["nbytes"])
+    assert most <= chart["room"] < chart["top"]
+    plan = replace(near.file.plan, capacity_nbytes={"dram": 1 << 40})
+    far = charts.held_chart(replace(near, file=replace(near.file, plan=plan)), "dram")
+    assert most < far["top"] < 2 * most
+    assert any("1024.0 GiB" in line["name"] or "1.0 TiB" in line["name"] for line in far["lines"])
 
 
 def test_small_rectangles_join_on_a_grid_and_none_vanishes() -> None:

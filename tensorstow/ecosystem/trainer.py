@@ -57,8 +57,9 @@ class PlannedTrainer(Trainer):
     def _planned_step(self, model: Any, batch: dict[str, Any]) -> TrainingExecutor:
         """The step, planned when it is first asked for."""
         if self._step is None:
-            self.planned = api.plan(model, batch, machine=self._machine, mode="training", **self._options)
-            self._step = api.apply(self.planned, model)
+            with torch.random.fork_rng():  # planning computes steps that are none of the training
+                self.planned = api.plan(model, batch, machine=self._machine, mode="training", **self._options)
+                self._step = api.apply(self.planned, model)
             self._shapes = _shapes(batch)
         assert self._step is not None
         return self._step

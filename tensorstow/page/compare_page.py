@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..ir.paths import write_atomic
 from ..ir.sizes import format_seconds, format_size
 from ..report_sweep import sweep_table
-from .document import cards_of, document, figure_place, table
-from .figures import COLORS, Figure, bytes_scale, seconds_scale
+from .document import Figure, cards_of, document, figure_place, table
+from .scales import COLORS, bytes_scale, seconds_scale
 
 if TYPE_CHECKING:
     from ..planner.compare import Comparison
@@ -41,15 +41,16 @@ def comparison_page(title: str, comparison: Comparison) -> str:
             NONE if row.plan is None else format_seconds(row.plan.certificate.simulated_s),
             _gap(comparison.gap(row)),
             format_seconds(row.solve_s),
-            row.reason or NONE,
         )
         for row in comparison.ranked
     ]
     body += [
         "<h2>In numbers</h2>",
-        table(("strategy", "status", "a pass", "above the bound", "solved in", "reason"), rows),
+        table(("strategy", "status", "a pass", "above the bound", "solved in"), rows),
     ]
-    return document(title, body, figures)
+    refused = [(row.strategy, row.reason) for row in comparison.ranked if row.reason]
+    body += [f'<p class="soft"><b>{escape(name)}</b>: {escape(reason)}</p>' for name, reason in refused]
+    return document(title, body, figures=figures)
 
 
 def write_sweep_page(title: str, sweep: Sweep, path: Path) -> None:
@@ -76,7 +77,7 @@ def sweep_page(title: str, sweep: Sweep) -> str:
     body += ["<h2>In numbers</h2>", table(head, rows)]
     reasons = [(format_size(p.capacity_nbytes), p.reason) for p in sweep.points if p.reason]
     body += [f'<p class="soft">{size}: {escape(reason)}</p>' for size, reason in reasons]
-    return document(title, body, figures)
+    return document(title, body, figures=figures)
 
 
 def _lead(comparison: Comparison) -> str:

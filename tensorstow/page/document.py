@@ -1,4 +1,4 @@
-"""What every page is made of: a template that holds its figures and the script that draws them."""
+"""What every page is made of: a template, the charts or figures of it, and the scripts that draw them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,51 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
 
-from .figures import Figure
 from .library import plotly_script
 
+Figure = dict[str, Any]
+"""As plotly describes it."""
 
-def document(title: str, body: Iterable[str], figures: Mapping[str, Figure]) -> str:
-    """A page that stands alone. `body` is HTML; each figure is drawn where `figure_place` of its name stands."""
-    return _filled(
-        {
-            "title": escape(title),
-            "body": "\n".join(body),
-            "figures": _packed(json.dumps(figures, allow_nan=False, separators=(",", ":"))),
-            "library": _packed(plotly_script()),
-        }
-    )
+
+def document(
+    title: str,
+    body: Iterable[str],
+    *,
+    figures: Mapping[str, Figure] | None = None,
+    charts: Mapping[str, Any] | None = None,
+) -> str:
+    """A page that stands alone. `body` is HTML; each chart or figure is drawn where `figure_place` of its name stands.
+
+    `charts` are drawn by scripts of our own, `figures` by plotly's, which the page then holds as well.
+    """
+    scripts: list[str] = []
+    if charts:
+        scripts += [_data("charts", charts), _script("unpack.js", "charts.js", "explore.js")]
+    if figures:
+        scripts += [_data("figures", figures), _block("library", plotly_script()), _script("unpack.js", "plotted.js")]
+    return _filled({"title": escape(title), "body": "\n".join(body), "scripts": "\n".join(scripts)})
+
+
+def _data(name: str, content: Mapping[str, Any]) -> str:
+    return _block(name, json.dumps(content, allow_nan=False, separators=(",", ":")))
+
+
+def _block(name: str, text: str) -> str:
+    return f'<script id="{name}" type="application/gzip-base64">{_packed(text)}</script>'
+
+
+def _script(*names: str) -> str:
+    return "<script>\n" + "".join(_read(name) for name in names) + "</script>"
+
+
+def _read(name: str) -> str:
+    return files("tensorstow.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _filled(fields: Mapping[str, str]) -> str:
-    template = files("tensorstow.page").joinpath("template.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _read("template.html"))
 
 
 def _packed(text: str) -> str:

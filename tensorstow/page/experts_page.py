@@ -13,8 +13,7 @@ from ..ir.errors import InputError
 from ..ir.paths import write_atomic
 from ..ir.sizes import format_size
 from .compare_page import DASHES, PALETTE
-from .document import cards_of, document, figure_place, table
-from .figures import Figure
+from .document import Figure, cards_of, document, figure_place, table
 from .picture import DOTS_PER_INCH, FORMATS, WIDTH_INCHES
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def experts_page(title: str, found: Analysis) -> str:
         )
         for row in found.rows
     ]
-    return document(title, [*body, "<h2>In numbers</h2>", table(head, rows)], figures)
+    return document(title, [*body, "<h2>In numbers</h2>", table(head, rows)], figures=figures)
 
 
 def _lead(found: Analysis) -> str:
@@ -179,6 +178,7 @@ def experts_picture(drawn: Sequence[Chart], title: str) -> Picture:
             ax.plot(*zip(*curve.points, strict=True), line, marker="o", ms=2.5, lw=1.1, color=color, label=curve.name)
         if "window" in chart.across:
             ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(chart.title, fontsize=8)
         ax.set_xlabel(chart.across, fontsize=7)
         ax.set_ylabel(chart.up, fontsize=7)

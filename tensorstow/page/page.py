@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from ..ir.files import PlanFile
 from ..ir.paths import write_atomic
 from ..ir.sizes import format_seconds, format_size
 from .boxes import Bar, Drawing, draw
+from .charts import LABELLED, held_chart, memory_chart, time_axis, timeline_chart
 from .costs import Cost, Progress, Upgrade, costs, upgrades
 from .document import cards_of, document, figure_place, table
-from .figures import LABELLED, Figure, held_figure, memory_figure, timeline_figure, traffic_figure
 
 NONE = "-"
 MOST = 10
 """Rows of the table of costs."""
+SEEK = (
+    '<div class="seek"><input id="seek" type="search" placeholder="find a tensor or an operator" '
+    'aria-label="find a tensor or an operator"><span id="sought" class="soft" aria-live="polite"></span></div>'
+)
 
 
 def write_page(
@@ -33,31 +38,29 @@ def write_page(
 def page(drawing: Drawing, better: tuple[Upgrade, ...], measured: Sequence[Bar] = ()) -> str:
     """The page as text."""
     file = drawing.file
-    tiers = tuple(drawing.memory)
     fast = next((u.tier for u in file.machine.units if file.plan.steps and u.name == file.plan.steps[0].unit), "")
-    figures: dict[str, Figure] = {}
-    body = [_headline(file), _cards(file)]
+    tiers = sorted(drawing.memory, key=lambda tier: tier != fast)
+    charts: dict[str, Any] = {}
+    body = [_headline(file), _cards(file), SEEK if file.plan.steps else ""]
     for i, tier in enumerate(tiers):
-        figures |= {f"map{i}": memory_figure(drawing, tier), f"held{i}": held_figure(drawing, tier)}
+        charts |= {f"map{i}": memory_chart(drawing, tier), f"held{i}": held_chart(drawing, tier)}
         body += [
             f"<h2>Memory of {escape(tier)}</h2>",
-            f'<p class="soft">{_note(drawing, tier)}</p>',
+            f'<p class="soft">{_note(drawing, tier, first=not i)}</p>',
             figure_place(f"map{i}"),
             figure_place(f"held{i}"),
         ]
     if file.plan.steps:
-        figures["time"] = timeline_figure(drawing, measured)
+        charts["time"] = timeline_chart(drawing, measured)
         beside = "; beneath, the same as a run measured it" if measured else ""
         body += [
             "<h2>Who works when</h2>",
             f'<p class="soft">One pass in the steady state, as simulated{beside}.</p>',
             figure_place("time"),
         ]
-    if any(file.plan.certificate.moved_nbytes.values()):
-        figures["traffic"] = traffic_figure(drawing)
-        body += ["<h2>What moves</h2>", figure_place("traffic")]
-    body += [_cost_table(costs(file, drawing.timeline, fast, MOST)), _upgrade_table(file, better), _end(file)]
-    return document(f"{file.graph.name} on {file.machine.name}", body, figures)
+    body += [_flows(drawing), _cost_table(costs(file, drawing.timeline, fast, MOST)), _upgrade_table(file, better)]
+    drawn = {"time": time_axis(drawing, measured), "charts": charts} if charts else None
+    return document(f"{file.graph.name} on {file.machine.name}", [*body, _end(file)], charts=drawn)
 
 
 def _headline(file: PlanFile) -> str:
@@ -84,22 +87,42 @@ def _cards(file: PlanFile) -> str:
     return cards_of(cards)
 
 
-def _note(drawing: Drawing, tier: str) -> str:
-    boxes = drawing.memory[tier]
-    more = len(boxes) - LABELLED
-    text = "Each rectangle is a stay of a tensor at its addresses; point at one to see why it is there."
-    return text + (f" The {more} smallest of {len(boxes)} are drawn without a text." if more > 0 else "")
+def _note(drawing: Drawing, tier: str, *, first: bool) -> str:
+    text = "Each rectangle is a stay of a tensor at its addresses."
+    if first:
+        text += (
+            " Point at one, or tap it, to see why it is there; drag over a part to see it larger, in all the charts at "
+            "once. Arrow keys go from one to the next."
+        )
+    more = len(drawing.memory[tier]) - LABELLED
+    return text + (f" The {more} smallest of {more + LABELLED} are drawn without a text." if more > 0 else "")
+
+
+def _flows(drawing: Drawing) -> str:
+    """Bytes per link and pass, and how busy the lane of each is."""
+    moved = {link: n for link, n in drawing.file.plan.certificate.moved_nbytes.items() if n}
+    if not moved:
+        return ""
+    lane = {k.name: k.lane for k in drawing.file.machine.links}
+    rows = ""
+    for link, n in moved.items():
+        busy = drawing.timeline.lane_busy_ns.get(lane.get(link, link), 0) / max(1, drawing.timeline.pass_ns)
+        rows += (
+            f'<div>{escape(link)}</div><div class="flow"><i style="width:{n / max(moved.values()):.2%}"></i>'
+            f"<span>{format_size(n)}, lane {busy:.0%} busy</span></div>"
+        )
+    return f'<h2>What moves in a pass</h2><div class="flows">{rows}</div>'
 
 
 def _cost_table(found: tuple[Cost, ...]) -> str:
     rows = [
         (
             c.name,
-            c.kind,
+            c.kind.replace("_", " "),
             format_size(c.nbytes),
             format_seconds(c.wait_ns / 1e9) if c.wait_ns else NONE,
             format_size(c.moved_nbytes) if c.moved_nbytes else NONE,
-            f"{c.resident:.1%}",
+            f"{100 * c.resident:.2g}%",
         )
         for c in found
     ]

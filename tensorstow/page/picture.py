@@ -11,8 +11,8 @@ from ..ir.files import PlanFile
 from ..ir.paths import write_atomic
 from ..ir.sizes import format_seconds, format_size
 from .boxes import KINDS, LANE_KINDS, Drawing, draw
-from .figures import COLORS, COLUMNS, bytes_scale, seconds_scale
 from .merge import merge_bars
+from .scales import COLORS, COLUMNS, bytes_scale, seconds_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

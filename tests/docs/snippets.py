@@ -2,7 +2,8 @@
 
 A fence's language says what it is: `python` is executed, all blocks of a page in one namespace; `console`, or no
 language, holds commands. Its title says more: a file's name has it written to the reader's folder instead; `takes a
-minute` makes its test a slow one; a block that `needs a GPU` is left out where pages are tested, on a processor.
+minute` makes its test a slow one; a block that `needs a GPU` is left out where pages are tested, on a processor; one
+that `needs lightning` is a slow one, left out where that is not installed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]*)"')
-SLOW, GPU = "takes a minute", "needs a GPU"
+SLOW, GPU, LIGHTNING = "takes a minute", "needs a GPU", "needs lightning"
 REFUSED = re.compile(r"\s+# refused: exit status (\d)$")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+import pytest
 
 from docs.figures import FIGURES, imports
 
@@ -28,3 +31,15 @@ def test_the_picture_of_the_layers_is_that_of_the_imports() -> None:
     assert "ir" not in origins
     assert "solvers" not in origins
     assert {target for origin, target in found if origin == "runtime"} == {"ir"}
+
+
+def test_the_search_works_where_the_site_is_opened_from_a_folder(tmp_path: Path) -> None:
+    """Pages of a folder may load scripts, but neither read files nor start workers: so the index is a script."""
+    hooks = pytest.importorskip("docs.hooks", reason="mkdocs is not installed: `make docs` does")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "search_index.json").write_text('{"docs": []}')
+    hooks.on_post_build({"site_dir": str(tmp_path)})
+    assert (tmp_path / "search" / "search_index.js").read_text() == 'var __index = {"docs": []}'
+    scripts = re.search(r"polyfills: \[([\w.]+)\]", (ROOT / "mkdocs.yml").read_text())
+    assert scripts is not None
+    assert "window.Worker" in (ROOT / "docs" / scripts[1]).read_text()

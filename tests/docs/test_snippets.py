@@ -16,7 +16,7 @@ from tests.conftest import Cli
 from tests.models import light_models, write_mlp
 from tests.networks import randomised
 
-from .snippets import GPU, ROOT, SLOW, Snippet, pages, snippets
+from .snippets import GPU, LIGHTNING, ROOT, SLOW, Snippet, pages, snippets
 
 KNOWN = {"python", "console", "", "text", "toml"}
 NO_CODE = {"text", "toml"}
@@ -36,14 +36,16 @@ def parts(*, slow: bool) -> list[Any]:
 
 
 def is_slow(snippet: Snippet) -> bool:
-    return snippet.title == SLOW or (snippet.page == "training" and snippet.language in ("python", ""))
+    return snippet.title in (SLOW, LIGHTNING) or (snippet.page == "training" and snippet.language in ("python", ""))
 
 
 def test_every_fence_says_what_it_is() -> None:
     for page in pages():
         for s in snippets(page):
             assert s.language in KNOWN, f"{page}, line {s.line}: '{s.language}' is none of {KNOWN}"
-            assert not s.title or s.file or s.title in (SLOW, GPU), f"{page}, line {s.line}: title '{s.title}'"
+            assert not s.title or s.file or s.title in (SLOW, GPU, LIGHTNING), (
+                f"{page}, line {s.line}: title '{s.title}'"
+            )
 
 
 @pytest.mark.parametrize("page", parts(slow=False))
@@ -69,6 +71,8 @@ class Desk:
         done = 0
         for s in snippets(page):
             if s.title == GPU or (is_slow(s) and not slow):
+                continue
+            if s.title == LIGHTNING and importlib.util.find_spec("lightning") is None:
                 continue
             where = f"{page}, line {s.line}"
             if s.file is not None:

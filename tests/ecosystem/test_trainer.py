@@ -20,7 +20,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, WIDTH))
+        self.net = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, WIDTH))
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"loss": (self.net(x) - labels).pow(2).mean()}
@@ -34,7 +34,7 @@ def trained(kind: type[Trainer], folder: Path, rows: int, **more: Any) -> tuple[
     ]
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=8, num_train_epochs=1, report_to=[], use_cpu=True, save_strategy="no",
-        disable_tqdm=True, seed=3, logging_strategy="no",
+        disable_tqdm=True, seed=3, logging_strategy="no", max_grad_norm=0.01,
     )  # fmt: skip
     trainer: Any = kind(Net(), arguments, train_dataset=data, **more)  # pyright: ignore[reportArgumentType]
     trainer.train()
