@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_UNFINISHED = ".unfinished"
+"""How the names of files end that are not yet what they will be."""
 
 
 def cache_dir() -> Path:
@@ -21,8 +26,12 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[BinaryIO]:
-    """A new binary file that becomes `path` when the block ends well, and disappears when it does not."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """A new binary file that becomes `path` when the block ends well, and disappears when it does not.
+
+    Where its process is killed, '.NAME.*.unfinished' stays beside it, until somebody writes `path` again.
+    """
+    _remove_left(path)
+    descriptor, name = _locked(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -35,6 +44,29 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _locked(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, open, with a lock that ends with its process: one without is that of a dead process."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
+        with suppress(OSError):  # a file system without locks: what is left there stays
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)  # somebody found it before it was locked, and took it for left
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed writers of `path` have left. What cannot be removed stays: it is in nobody's way."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

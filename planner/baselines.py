@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir.errors import InfeasibleError
+from ..ir.errors import InfeasibleError, TimeLimitError
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from .fit import fit
@@ -26,21 +26,25 @@ class Resident:
     name: ClassVar[str] = "resident"
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
-        """The plan without any transfer."""
+        """The plan without any transfer. Raises TimeLimitError where all would fit, but no addresses are found for it:
+        alignment and the order of lives may ask for more than what lives at once."""
         nothing = Decisions(frozenset(), {}, prefetch=False)
         needed = instance.peak_of_all()
-        placed = None
-        if needed <= instance.capacity_nbytes:
-            stays = make_stays(instance, nothing.evicted)
-            placed = place(instance, stays, nothing, packing_time_s=effort.time_limit_s, seed=effort.seed)
-        if placed is None:
-            needed_total = format_size(needed + instance.workspace_nbytes)
-            held = format_size(instance.fast.usable_nbytes)
+        needed_total = format_size(needed + instance.workspace_nbytes)
+        held = format_size(instance.fast.usable_nbytes)
+        if needed > instance.capacity_nbytes:
             smallest = needed + instance.workspace_nbytes + instance.fast.reserve_nbytes
             raise InfeasibleError(
                 f"all of '{instance.graph.name}' takes {needed_total} in tier '{instance.fast.name}', which holds "
                 f"{held}; give it --tier {instance.fast.name}={smallest} or another strategy",
                 smallest_nbytes=smallest,
+            )
+        stays = make_stays(instance, nothing.evicted)
+        placed = place(instance, stays, nothing, packing_time_s=effort.time_limit_s, seed=effort.seed)
+        if placed is None:
+            raise TimeLimitError(
+                f"strategy 'resident' found no addresses for the {needed_total} of '{instance.graph.name}' inside "
+                f"{held} of tier '{instance.fast.name}'; give it more memory or another strategy"
             )
         return realise(instance, placed, self.name)
 

@@ -43,13 +43,18 @@ def available_nbytes(root: Path = Path("/")) -> int:
     The page cache that a cgroup is charged with counts as room, for the kernel drops it first. `root` is where /proc
     and /sys are looked for.
     """
-    rooms = list(_cgroup_rooms(root))
+    rooms = [room for _, room in _cgroups(root)]
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     if found:
         rooms.append(int(found[1]) << 10)
     if not rooms:
         raise ExecutionError(f"'{root / 'proc/meminfo'}' does not tell MemAvailable, so no memory can be promised")
     return max(0, min(rooms))
+
+
+def limit_nbytes(root: Path = Path("/")) -> int | None:
+    """The least limit of the memory cgroups around us: who has more resident is killed. None where there is none."""
+    return min((limit for limit, _ in _cgroups(root)), default=None)
 
 
 def settle_allocator(*, mapped_nbytes: int = _DEFAULT_THRESHOLD, trimmed_nbytes: int = _DEFAULT_THRESHOLD) -> None:
@@ -114,8 +119,8 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """Limit minus usage, plus page cache, of our memory cgroup and all above it, cgroup v1 and v2."""
+def _cgroups(root: Path) -> Iterator[tuple[int, int]]:
+    """Of our memory cgroup and all above it, cgroup v1 and v2: the limit, and limit minus usage, plus page cache."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -131,4 +136,4 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
             most, now = _text(folder / limit).strip(), _text(folder / usage).strip()
             if most.isdigit() and now.isdigit():
                 cache = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-                yield int(most) - int(now) + sum(map(int, cache))
+                yield int(most), int(most) - int(now) + sum(map(int, cache))

@@ -188,8 +188,13 @@ def _profile() -> Iterator[Finding]:
 
 
 def _gpu() -> Iterator[Finding]:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding(
+            "gpu", State.LACKS, f"PyTorch cannot be loaded: {error}", "pip install torch; ONNX models need none"
+        )
+        return
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = f"PyTorch is built for CUDA {built}, and sees no device" if built else "this PyTorch is built for CPUs"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .executors import Executor, open_executor, read_runnable
+from .executors import Executor, open_executor, read_runnable, require_room
 from .hosts import Progress, silent
 from .ir.errors import InputError
 from .ir.files import PlanFile
@@ -96,10 +96,12 @@ def run_plan(
 ) -> RunReport:
     """Execute a plan file `repeat` times and measure it, then the controls, then verify if asked to. `routing` is where
     to write what the routers chose in these passes."""
-    from .moe_runs import RoutingFile, run_facts
+    from .moe_report import run_facts
+    from .moe_runs import RoutingFile
     from .runtime.memory import peak_rss_nbytes
 
     file = read_runnable(plan_path)
+    require_room(file)
     recorded = None if routing is None else RoutingFile(file, routing)
     if file.training is not None:
         return _run_training(file, model, input_path, output_path, repeat, verify, threads, trace, progress)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .hosts import Progress, require_host, silent
 from .ir.codec import digest, to_json
-from .ir.errors import InputError, PlanMismatchError, TensorstowError
+from .ir.errors import ExecutionError, InputError, PlanMismatchError, TensorstowError
 from .ir.files import PlanFile, read_plan, write_plan
 from .ir.paths import cache_dir
 from .ir.program import ModelSource, Program
@@ -164,6 +164,28 @@ def read_runnable(path: Path) -> PlanFile:
             "`tensorstow show` lists them); plan the model again"
         )
     return file
+
+
+def require_room(file: PlanFile, root: Path = Path("/")) -> None:
+    """Refuse, with ExecutionError, to run a plan in this process where it may not have what the plan promises to take
+    at most: by a limit of its memory cgroup, or since too little is available beside what it has. A plan whose fixed
+    part is not known promises nothing of the process. `root` is where /proc and /sys are looked for."""
+    from .runtime.memory import available_nbytes, current_rss_nbytes, limit_nbytes
+
+    if not file.fixed_nbytes:
+        return
+    promised, limit = file.promised_peak_nbytes, limit_nbytes(root)
+    held, available = current_rss_nbytes(), available_nbytes(root)
+    if limit is not None and limit < promised:
+        room, why = limit, f"its memory cgroup allows {limit}"
+    elif held + available < promised:
+        room, why = held + available, f"it has {held}, and {available} more are available"
+    else:
+        return
+    raise ExecutionError(
+        f"the process that runs this plan takes up to {promised} bytes ({file.fixed_nbytes} of them beside what the "
+        f"plan manages); {why}; plan with --process-limit {room}, or give it {promised - room} bytes more"
+    )
 
 
 def measure_fixed(file: PlanFile) -> int:

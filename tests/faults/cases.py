@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -27,6 +28,7 @@ from tensorstow.planner.onnx import Lowered, lower_onnx, model_source
 from tensorstow.planner.strategies import strategy_names
 from tensorstow.planner.tile import smallest_budget, tile
 from tests.conftest import host_machine
+from tests.faults.kinds import STREAMS
 from tests.faults.random_graphs import posed
 from tests.faults.random_models import write_model
 
@@ -50,34 +52,43 @@ class Done:
     wrong_bits: bool = False
 
 
-def run_case(seed: int, *, executed: bool) -> Done:
-    """The case of `seed`: the same each time, time limits aside."""
-    rng = np.random.default_rng([seed, int(executed)])
+def run_case(seed: int, kind: str) -> Done:
+    """The case of `seed` and a kind of `kinds.MARKS`: the same each time, time limits aside."""
+    rng = np.random.default_rng([seed, STREAMS[kind]])
     try:
-        return _executed(seed, rng) if executed else _planned(seed, rng)
+        return _runner(kind)(seed, rng)
     except Exception:  # noqa: BLE001 - whatever it is, it is what the case has found
-        return Done(seed, "executed" if executed else "planned", "failed", traceback.format_exc(limit=-6))
+        return Done(seed, kind, "failed", traceback.format_exc(limit=-6))
 
 
-def _strategy(rng: np.random.Generator) -> str:
+def _runner(kind: str) -> Callable[[int, np.random.Generator], Done]:
+    if kind in ("module", "training"):  # PyTorch is loaded where it is wanted
+        from tests.faults import module_cases
+
+        return module_cases.run_module if kind == "module" else module_cases.run_training
+    return _executed if kind == "onnx" else _planned
+
+
+def choose_strategy(rng: np.random.Generator) -> str:
+    """Any that is registered; 'stow' often, those that take all the time they are given seldom."""
     names = strategy_names()
     weights = np.array([8.0 if n == "stow" else 0.25 if n in SLOW else 1.0 for n in names])
     return str(rng.choice(names, p=weights / weights.sum()))
 
 
 def _planned(seed: int, rng: np.random.Generator) -> Done:
-    case, strategy = posed(rng), _strategy(rng)
+    case, strategy = posed(rng), choose_strategy(rng)
     dram = case.machine.tier["dram"].usable_nbytes
     what = f"{strategy} on {case.graph.name} of {len(case.graph.operators)}, {len(case.machine.tiers)} tiers, {dram}"
     try:
         plan = plan_graph(case.graph, case.machine, strategy=strategy, mode=case.mode, time_limit_s=TIME_LIMIT_S)
     except REFUSALS as error:
-        return Done(seed, what, *_judge_refusal(error, case.machine))
+        return Done(seed, what, *judge_refusal(error, case.machine))
     wrong = wrong_of(plan, [v.message for v in check(plan, case.graph, case.machine)])
     return Done(seed, what, "failed" if wrong else "planned", wrong)
 
 
-def _judge_refusal(error: TensorstowError, machine: Machine) -> tuple[str, str]:
+def judge_refusal(error: TensorstowError, machine: Machine) -> tuple[str, str]:
     """A refusal is right where it is clear; 'infeasible' must not name a smaller budget than the one given."""
     unclear = unclear_of(error)
     named = error.smallest_nbytes if isinstance(error, InfeasibleError) else None
@@ -119,13 +130,13 @@ def _executed(seed: int, rng: np.random.Generator) -> Done:
             expected = executor.run(inputs)
         smallest, peak = smallest_budget(lowered, box), resident.plan.certificate.peak_nbytes.get("dram", 0)
         budget = int(smallest + rng.uniform(0, 1.05) * max(peak - smallest, 0)) + 1
-        strategy = _strategy(rng)
+        strategy = choose_strategy(rng)
         what = f"{strategy} on {len(lowered.graph.operators)} operators of ONNX, {budget} bytes of {peak}"
         small = box.with_capacity({"dram": budget})
         try:
             file = _file(path, tile(lowered, small), small, strategy)
         except REFUSALS as error:
-            return Done(seed, what, *_judge_refusal(error, small))
+            return Done(seed, what, *judge_refusal(error, small))
         wrong = wrong_of(file.plan, [v.message for v in check(file.plan, file.graph, small)])
         if wrong:
             return Done(seed, what, "failed", wrong)

@@ -1,8 +1,7 @@
-"""Faults of processes: kills at every kind of moment, two that share a store, limits on memory."""
+"""Faults of processes: kills at every kind of moment, two that share a store."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -23,9 +22,9 @@ from tensorstow.ir.program import BlobSource, Program
 from tensorstow.runtime.store import INDEX, WEIGHTS, WeightStore
 from tests.faults.cases import unclear_of
 from tests.faults.files import flip
-from tests.faults.outcome import Outcome, SkippedFaultError, fault
+from tests.faults.outcome import Outcome, fault
 from tests.faults.subject import (
-    BUDGET_NBYTES,
+    ROOT,
     cache_in,
     same_bits,
     shared_cache,
@@ -33,7 +32,6 @@ from tests.faults.subject import (
     shared_subject,
 )
 
-ROOT = Path(__file__).parents[2]
 IDENTITY: dict[str, Any] = {"engine": "test", "files": []}
 BLOB_NBYTES = 5 << 20
 CALLS = ("open", "pwritev", "fsync", "rename", "replace", "mkdir", "posix_fallocate", "write", "chmod", "unlink")
@@ -128,7 +126,7 @@ def killed_while_repacking(folder: Path, rng: np.random.Generator) -> Outcome:
 
 @fault("kill -9 while writing a plan")
 def killed_while_writing(folder: Path, rng: np.random.Generator) -> Outcome:
-    """The old plan or the new one is there, whole."""
+    """The old plan or the new one is there, whole; after the next writing, nothing else."""
     subject, path, number = shared_subject(), folder / "plan.json", int(rng.integers(0, 6))
     write_plan(subject.file, path)
     with cache_in(shared_cache()):
@@ -140,8 +138,10 @@ def killed_while_writing(folder: Path, rng: np.random.Generator) -> Outcome:
 
     ended = in_child(work)
     found = read_plan(path)
+    left = sorted(p.name for p in folder.iterdir())
     write_plan(other, path)
-    return Outcome(ended == -signal.SIGKILL, found not in (subject.file, other), read_plan(path) != other)
+    lost = read_plan(path) != other or [p.name for p in folder.iterdir()] != [path.name]
+    return Outcome(ended == -signal.SIGKILL, found not in (subject.file, other), lost, said=f"call {number}: {left}")
 
 
 def _other_plan() -> Any:
@@ -193,12 +193,13 @@ def runner(folder: Path, how: str, number: int) -> tuple[int, str, str]:
     np.savez(inputs, **subject.inputs)  # pyright: ignore[reportArgumentType]
     command = [sys.executable, "-c", RUNNER, str(plan), str(inputs), str(folder / "outputs.npz"), how, str(number)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, env=_environment(folder)
+        command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, env=environment(folder)
     )
     return done.returncode, done.stdout, done.stderr
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
+    """That of a process with a cache in `folder`, which imports this tree."""
     return {**os.environ, "TENSORSTOW_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -285,39 +286,3 @@ def rebuilt_under_reader(folder: Path, rng: np.random.Generator) -> Outcome:
     with build(program, place) as again:
         right = right and holds(again, wanted)
     return Outcome(ended == 0, not right)
-
-
-@fault("a memory limit just below the plan", costly=True)
-def memory_limit(folder: Path, rng: np.random.Generator) -> Outcome:
-    """The process may take a little less address space than the arena needs (RLIMIT_AS): refused before a pass."""
-    if not Path("/proc/self/status").exists():
-        raise SkippedFaultError("there is no /proc/self/status to learn the size of a process from")
-    room = int(rng.uniform(0, 0.9) * BUDGET_NBYTES)
-    ended, out, said = runner(folder, "limit", room)
-    try:
-        answer = json.loads(out)
-    except ValueError:
-        return Outcome(True, unclear=f"exit status {ended}: {out} {said[-800:]}")
-    if "ran" in answer:
-        with np.load(folder / "outputs.npz") as found:
-            wrong = not same_bits({n: found[n] for n in found.files}, shared_subject().expected)
-        return Outcome(wrong, wrong, said="ran all the same")
-    return Outcome(True, unclear="" if len(answer["refused"]) > 20 else str(answer), said=answer["refused"])
-
-
-@fault("available memory just below the arena")
-def too_little_available(folder: Path, rng: np.random.Generator) -> Outcome:
-    """What the system, or a memory cgroup, has left is less than the arena: refused with both numbers, right later."""
-    from tensorstow.runtime import arena
-
-    subject = shared_subject()
-    available, unclear = subject.file.plan.arena_nbytes["dram"] - int(rng.integers(1, 4096)), "it runs in less"
-    with cache_in(shared_cache()):
-        with patch.object(arena, "available_nbytes", lambda: available):
-            try:
-                open_executor(subject.file).close()
-            except ExecutionError as error:
-                unclear = "" if str(available) in str(error) and "--tier" in str(error) else str(error)
-        with open_executor(subject.file) as executor:
-            right = same_bits(executor.run(subject.inputs), subject.expected)
-    return Outcome(True, not right, unclear=unclear)

@@ -23,6 +23,7 @@ from tests.conftest import host_machine
 from tests.models import write_mlp
 
 Arrays = dict[str, NDArray[Any]]
+ROOT = Path(__file__).parents[2]
 WIDTH, LAYERS, ROWS = 256, 4, 2
 BUDGET_NBYTES = 600 << 10  # of four matrices of 256 KiB
 

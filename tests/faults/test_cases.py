@@ -12,31 +12,44 @@ from tensorstow.planner.build import plan_graph
 from tests.faults.cases import run_case, unclear_of, wrong_of
 from tests.graphs import KIB, chain, machine
 
-# Seeds that once failed: in-place writes (COSMA's order, PyTorch's partition), and a reserve that an error left out.
-ONCE_WRONG = (100094, 100151, 100166, 100102)
+# Seeds that once failed: in-place writes (COSMA's order, PyTorch's partition), a reserve that an error left out, and a
+# capacity called too small, and named as the least in one breath, where alignment was in the way.
+ONCE_WRONG = (100094, 100151, 100166, 100102, 305278)
 
 
 @pytest.mark.parametrize("first", range(0, 24, 6))
 def test_random_plans_are_right_or_refused_in_words(first: int) -> None:
     for seed in range(first, first + 6):
-        done = run_case(seed, executed=False)
+        done = run_case(seed, "planned")
         assert done.status in {"planned", "refused"}, f"seed {seed}: {done.what}: {done.said}"
 
 
 @pytest.mark.parametrize("seed", ONCE_WRONG)
 def test_cases_that_once_failed(seed: int) -> None:
-    done = run_case(seed, executed=False)
+    done = run_case(seed, "planned")
     assert done.status in {"planned", "refused"}, f"{done.what}: {done.said}"
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_models_run_with_equal_bits(seed: int) -> None:
-    done = run_case(seed, executed=True)
+    done = run_case(seed, "onnx")
+    assert done.status in {"executed", "refused"}, f"{done.what}: {done.said}"
+
+
+@pytest.mark.parametrize("seed", [0, 2, 8])
+def test_random_modules_run_with_equal_bits(seed: int) -> None:
+    done = run_case(seed, "module")
+    assert done.status in {"executed", "refused"}, f"{done.what}: {done.said}"
+
+
+@pytest.mark.parametrize("seed", [1, 7])  # in the first a parameter is never used
+def test_random_training_steps_run_with_equal_bits(seed: int) -> None:
+    done = run_case(seed, "training")
     assert done.status in {"executed", "refused"}, f"{done.what}: {done.said}"
 
 
 def test_a_case_is_the_same_each_time() -> None:
-    assert run_case(3, executed=False) == run_case(3, executed=False)
+    assert run_case(3, "planned") == run_case(3, "planned")
 
 
 def test_the_judges_see_what_is_wrong() -> None:

@@ -41,6 +41,18 @@ def test_available_is_the_room_of_the_tightest_cgroup_v2_with_its_page_cache(tmp
     assert memory.available_nbytes(_system(tmp_path, "0::/a/b\n", files)) == 80000
 
 
+def test_the_limit_is_the_least_of_the_cgroups_around_us(tmp_path: Path) -> None:
+    v1 = {
+        "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "300000",
+        "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "1",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "200000",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1",
+    }
+    v2 = {"sys/fs/cgroup/a/memory.max": "max", "sys/fs/cgroup/a/memory.current": "10"}
+    assert memory.limit_nbytes(_system(tmp_path / "1", "4:memory:/x\n", v1)) == 200000
+    assert memory.limit_nbytes(_system(tmp_path / "2", "0::/a\n", v2)) is None
+
+
 def test_available_is_the_room_of_a_cgroup_v1(tmp_path: Path) -> None:
     files = {
         "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "300000",
