@@ -6,6 +6,7 @@ import mmap
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ from statistics import median
 import numpy as np
 
 from .directio import BLOCK, DirectFile, disk_full, free_nbytes, never
+from .transfer import REQUESTS
 
 _CHUNKS = tuple((256 << 10) << shift for shift in range(7))  # 256 KiB to 16 MiB
 _FILE_NBYTES = 1 << 30
@@ -50,6 +52,7 @@ class Scratch:
         self.nbytes = nbytes
         self.file = DirectFile.scratch(folder, nbytes)
         self._map = mmap.mmap(-1, _CHUNKS[-1])
+        self._more = [mmap.mmap(-1, _CHUNKS[-1]) for _ in range(REQUESTS - 1)]
         self.buffer = memoryview(self._map)
         # Random, so that no layer below can compress or deduplicate it.
         np.frombuffer(self.buffer, np.uint64)[:] = np.random.default_rng(0).integers(
@@ -61,22 +64,38 @@ class Scratch:
 
     def __exit__(self, *exception: object) -> None:
         self.buffer.release()
-        self._map.close()
+        for one in (self._map, *self._more):
+            one.close()
         self.file.close()
 
     def read(self, chunk: int, begin: int, end: int, *, stop: Callable[[], bool] = never) -> float:
-        """Read bytes [begin, end) in requests of `chunk` bytes, until `stop` says so; bytes per second."""
-        return _rate(
-            lambda offset: self.file.read_into(self.buffer[:chunk], offset, chunk=chunk), range(begin, end, chunk), stop
-        )
+        """Read bytes [begin, end) in requests of `chunk` bytes, until `stop` says so; bytes per second.
+
+        As many are under way at once as the engine of transfers has: another number of them gives another rate.
+        """
+        offsets = iter(range(begin, end, chunk))  # whose next is for one thread alone
+
+        def take(target: mmap.mmap) -> int:
+            done = 0
+            with memoryview(target) as buffer:
+                for offset in offsets:
+                    if stop():
+                        break
+                    self.file.read_into(buffer[:chunk], offset, chunk=chunk)
+                    done += chunk
+            return done
+
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            began = time.perf_counter()
+            done = sum(threads.map(take, (self._map, *self._more)))
+            return done / (time.perf_counter() - began)
 
     def write(self, chunk: int, begin: int, end: int) -> float:
-        """Write bytes [begin, end) in requests of `chunk` bytes; bytes per second."""
-        return _rate(
-            lambda offset: self.file.write_from(self.buffer[:chunk], offset, chunk=chunk),
-            range(begin, end, chunk),
-            never,
-        )
+        """Write bytes [begin, end) in requests of `chunk` bytes, one after another; bytes per second."""
+        began = time.perf_counter()
+        for offset in range(begin, end, chunk):
+            self.file.write_from(self.buffer[:chunk], offset, chunk=chunk)
+        return len(range(begin, end, chunk)) * chunk / (time.perf_counter() - began)
 
     def block_times(self, *, write: bool) -> list[float]:
         """Seconds of single blocks at random offsets."""
@@ -129,16 +148,6 @@ def measure_disk(scratch: Scratch, *, quick: bool, progress: Callable[[float], N
     )
     progress(1.0)
     return disk
-
-
-def _rate(transfer: Callable[[int], None], offsets: range, stop: Callable[[], bool]) -> float:
-    begin, done = time.perf_counter(), 0
-    for offset in offsets:
-        if stop():
-            break
-        transfer(offset)
-        done += offsets.step
-    return done / (time.perf_counter() - begin)
 
 
 def _direction(rates: dict[int, float], block_times: list[float]) -> Direction:

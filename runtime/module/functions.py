@@ -58,6 +58,15 @@ MAKE_NEW: frozenset[Any] = frozenset(
         *(torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__, torch.Tensor.add, torch.Tensor.__add__),
         *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mul, torch.add, torch.exp, torch.Tensor.clone),
         *(torch.mm, torch.bmm, torch.einsum, torch.cat, torch.conv1d, torch.conv2d, torch.Tensor.__rsub__),
+        *(F.grouped_mm, getattr(torch, "_grouped_mm", F.grouped_mm)),
+    ]
+)
+# Told by any tensor of the same shape, strides and type.
+GEOMETRY: frozenset[Any] = frozenset(
+    [
+        *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "ndim", "itemsize", "nbytes")),
+        *(getattr(torch.Tensor, n) for n in _words("size stride dim numel nelement ndimension storage_offset")),
+        *(getattr(torch.Tensor, n) for n in _words("is_contiguous is_floating_point is_complex element_size __len__")),
     ]
 )
 # Of any argument but the first, these ask for nothing but shape and type.

@@ -8,15 +8,18 @@ a result that does is made a lazy tensor, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from . import functions
+from .computing import is_plain
 from .functions import Kind
 from .weights import Source, Weights
 
+VIEWS = 16
+"""Kept of one tensor: a layer makes the same few; who cuts by lengths that vary makes new ones."""
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
@@ -28,6 +31,8 @@ class LazyTensor(torch.Tensor):
     source: Source
     like: torch.Tensor
     is_whole: bool
+    cut: tuple[Any, Any, Any] | None
+    views: dict[Hashable, LazyTensor]
 
     @staticmethod
     def __new__(
@@ -44,23 +49,28 @@ class LazyTensor(torch.Tensor):
         )
         made.weights, made.source, made.like = weights, source, like
         made.is_whole = False
+        made.cut = None
+        made.views = {}
         return made
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """This view, of the whole weight."""
         if self.is_whole:
             return whole
-        like = self.like
+        like, cut = self.like, self.cut
         if like.dtype == whole.dtype:
-            return torch.as_strided(whole, like.shape, like.stride(), whole.storage_offset() + like.storage_offset())
+            if cut is None:
+                cut = self.cut = like.shape, like.stride(), like.storage_offset()
+            return torch.as_strided(whole, cut[0], cut[1], whole.storage_offset() + cut[2])
         elements = torch.as_strided(whole, (whole.numel(),), (1,)).view(like.dtype)
         return torch.as_strided(elements, like.shape, like.stride(), elements.storage_offset() + like.storage_offset())
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
-        if not kwargs and func in functions.MAKE_NEW and not torch.is_grad_enabled():
-            return _compute_new(func, args)
-        return _RUN[functions.kind_of(func)](func, args, kwargs or {})
+        run = _HANDLERS.get(func)
+        if run is None:
+            run = _HANDLERS[func] = _handler(func)
+        return run(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -121,15 +131,17 @@ def _run(func: Any, args: Args, kwargs: Kwargs, real: dict[int, torch.Tensor]) -
     return func(*args, **{k: _put(v, real) for k, v in kwargs.items()})
 
 
-def _compute_new(func: Any, args: Args) -> Any:
+def _compute_new(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """`_compute` for the common case, in as little time as can be: no nested arguments, nothing that is a view."""
+    if torch.is_grad_enabled():
+        return _compute(func, args, kwargs)
     places = [i for i, a in enumerate(args) if type(a) is LazyParameter or type(a) is LazyTensor]
-    if not places:
-        return _compute(func, args, {})
+    if not places or (kwargs and not is_plain(kwargs.values())):
+        return _compute(func, args, kwargs)
     first = args[places[0]]
     weights: Weights = first.weights
     if not weights.inside.calls:
-        return _compute(func, args, {})
+        return _compute(func, args, kwargs)
     values = list(args)
     with weights.using:
         step = weights.clock.step
@@ -137,19 +149,19 @@ def _compute_new(func: Any, args: Args) -> Any:
             source = first.source
             if step not in source.at:
                 if not source.steps:
-                    return _compute(func, args, {})
+                    return _compute(func, args, kwargs)
                 step = weights.arrive(source.steps)
             values[places[0]] = first.of(source.at[step])
-            return func(*values)
+            return func(*values, **kwargs)
         sources = [args[i].source for i in places]
         if any(step not in s.at for s in sources):
             steps = weights.common_steps(sources)
             if not steps:
-                return _compute(func, args, {})
+                return _compute(func, args, kwargs)
             step = weights.arrive(steps)
         for i in places:
             values[i] = args[i].of(args[i].source.at[step])
-        return func(*values)
+        return func(*values, **kwargs)
 
 
 def _compute(func: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -218,6 +230,24 @@ def _told(func: Any, args: Args, kwargs: Kwargs) -> Any:
 def _view(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """A view of a lazy tensor is one, too. What turns out not to be a view is computed."""
     lazy = args[0] if args else None
+    if not kwargs and len(args) == 3 and isinstance(lazy, LazyTensor) and type(args[1]) is type(args[2]) is int:
+        return _view_again(func, lazy, args)
+    return _view_anew(func, lazy, args, kwargs)
+
+
+def _view_again(func: Any, lazy: LazyTensor, args: Args) -> Any:
+    """The view of two numbers that was made before (`transpose(-2, -1)` in every call of a layer), or a new one."""
+    key = func, args[1], args[2], torch.is_inference_mode_enabled()
+    known = lazy.views.get(key)
+    if known is not None:
+        return known
+    made = _view_anew(func, lazy, args, {})
+    if type(made) is LazyTensor and made is not lazy and len(lazy.views) < VIEWS:
+        lazy.views[key] = made
+    return made
+
+
+def _view_anew(func: Any, lazy: Any, args: Args, kwargs: Kwargs) -> Any:
     if isinstance(lazy, LazyTensor) and len(_lazies(args[1:], kwargs)) == 0:
         try:
             result = func(lazy.like, *args[1:], **kwargs)
@@ -316,3 +346,25 @@ _RUN: dict[Kind, Callable[[Any, Args, Kwargs], Any]] = {
     Kind.ADDRESS: _address,
     Kind.NEVER: _answer,
 }
+_HANDLERS: dict[Any, Callable[[Any, Args, Kwargs], Any]] = {}
+"""By function; found on its first call. Tables by an Enum would call its `__hash__`, which is Python's, every time."""
+
+
+def _handler(func: Any) -> Callable[[Any, Args, Kwargs], Any]:
+    if func in functions.MAKE_NEW:
+        return _compute_new
+    if func in functions.GEOMETRY:
+        return _geometry
+    if func == torch.Tensor.device.__get__:  # pyright: ignore[reportFunctionMemberAccess, reportUnknownMemberType, reportAttributeAccessIssue]
+        return _device
+    return _RUN[functions.kind_of(func)]
+
+
+def _geometry(func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """What 'meta' tells as well; asked of that, nothing has to be switched off first."""
+    lazy = args[0]
+    return func(lazy.like, *args[1:], **kwargs) if isinstance(lazy, LazyTensor) else _told(func, args, kwargs)
+
+
+def _device(func: Any, args: Args, kwargs: Kwargs) -> Any:
+    return args[0].weights.where

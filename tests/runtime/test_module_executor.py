@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 
 from tensorstow.ir.errors import ExecutionError
 from tensorstow.runtime.module import ModuleExecutor
+from tensorstow.runtime.module.lazy import VIEWS
 
 from .recorded import record
 
@@ -175,6 +176,38 @@ def test_calls_that_are_skipped_repeated_or_partial(tmp_path: Path) -> None:
         assert torch.equal(module.head(x), fresh.head(x))
         module.depth = 3
         assert torch.equal(executor.run(inputs), expected)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_views_that_are_made_again_follow_their_weight(tmp_path: Path, share: float) -> None:
+    """Kept views of a weight that moves are cut anew from where it is, and are few, whatever the lengths."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.randn(64, 48))
+            self.layers = nn.ModuleList(nn.Linear(48, 48) for _ in range(3))
+
+        def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x) @ self.rows.narrow(0, 0, 48).transpose(-2, -1) / 48
+            return x @ self.rows.transpose(0, 1).select(1, n).unflatten(0, (6, 8)).transpose(0, 1).reshape(48, 1)
+
+    torch.manual_seed(0)
+    module, x = Rows().eval(), torch.randn(3, 48)
+    with torch.no_grad():
+        expected = [module(x, n) for n in range(64)]
+    with record(module, lambda: module(x, 0), tmp_path).execute(share):
+        for _ in range(2):
+            for n in range(64):
+                assert torch.equal(module(x, n), expected[n])
+            with torch.inference_mode():
+                assert torch.equal(module(x, 5), expected[5])
+        rows: Any = module.rows
+        assert rows.transpose(0, 1) is rows.transpose(0, 1)
+        assert rows.shape == (64, 48) and rows.device == torch.device("cpu") and rows.stride() == (48, 1)
+        assert 0 < len(rows.views) <= VIEWS and len(rows.transpose(0, 1).views) <= VIEWS
+        assert torch.equal(rows.transpose(0, 1), rows.clone().t())
 
 
 class Failing(nn.Module):
