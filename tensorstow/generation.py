@@ -43,10 +43,9 @@ class GeneratingModel:
 
     def lower(self, machine: Machine, mode: str, progress: Progress = silent) -> Lowered:
         """The parts of a token's pass, with the workspace that the prompt's pass needs where that is more."""
-        from .planner.pytorch import choose_lookups
         from .planner.pytorch.generation import joint_graph
 
-        looked_up = choose_lookups(self.last.timed(machine, progress), machine)
+        looked_up = self.last.tables_left(machine, progress)
         plain = ModuleProgram("", None, False, (), (), {})
         prompt = self.prefill.parts(machine, progress, looked_up=looked_up, like=plain).graph
         token = self.last.parts(machine, progress, looked_up=looked_up, like=plain).graph

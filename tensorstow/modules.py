@@ -79,13 +79,13 @@ class ModuleModel:
         for which that pays. Experts are cached, and weights divided, as in the program `like`, if one is given; else as
         it pays in what `beside_nbytes` leave of the budget."""
         from .moe_runs import cache_experts, cache_like
-        from .planner.pytorch import ModuleLowered, choose_lookups, parts, store_link
+        from .planner.pytorch import ModuleLowered, parts, store_link
         from .planner.pytorch.binding import bind, choose_reading
         from .planner.pytorch.row_ranges import split_like
 
         lowered = self.timed(machine, progress)
-        tables = choose_lookups(lowered, machine) if looked_up is None else looked_up
-        found = parts(lowered, machine.units[0], looked_up=tables, link=store_link(machine))
+        left = self.tables_left(machine, progress) if looked_up is None else looked_up
+        found = parts(lowered, machine.units[0], looked_up=left, link=store_link(machine))
         if self.matched is not None:
             reading = choose_reading(found.program, self.matched)
             found = ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
@@ -100,6 +100,24 @@ class ModuleModel:
         if like is not None:
             return split_like(found, lowered, self.module, like.rows)
         return self._divided(found, lowered, machine, beside_nbytes)
+
+    def tables_left(self, machine: Machine, progress: Progress = silent) -> frozenset[str]:
+        """The tables to leave in the store: those for which that pays, and those that do not fit beside what their
+        readers need."""
+        from .planner.instance import make_instance
+        from .planner.pytorch import choose_lookups, parts, store_link, tables
+
+        lowered = self.timed(machine, progress)
+        paying = choose_lookups(lowered, machine)
+        others = set(tables(lowered)) - paying
+        if not others:
+            return paying
+        tier = machine.units[0].tier
+        graph = parts(lowered, machine.units[0], looked_up=paying, link=store_link(machine)).graph
+        whole = make_instance(graph, machine.with_capacity({tier: 1 << 60}))
+        room = machine.tier[tier].usable_nbytes - whole.workspace_nbytes
+        tight = (graph.operator[o] for o, nbytes in zip(whole.order, whole.base_nbytes, strict=True) if nbytes > room)
+        return paying | {s for op in tight for s in graph.touches(op) if s in others}
 
     def _divided(
         self, found: ModuleLowered, lowered: OpLowered, machine: Machine, beside_nbytes: int = 0

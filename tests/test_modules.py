@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 
 import tensorstow as ts
+from tensorstow.modules import module_in_memory
 from tests.conftest import Cli
+from tests.graphs import machine as small_machine
 
 CALLABLE = """
 import torch
@@ -187,3 +190,17 @@ def test_what_cannot_be_done_with_an_applied_module_is_refused() -> None:
     with pytest.raises(ts.TensorstowError):
         module.to(torch.float64)
     assert module.to(torch.float32) is module
+
+
+def test_a_table_that_is_read_faster_whole_is_left_where_it_does_not_fit_whole() -> None:
+    module = nn.Sequential(nn.Embedding(300, 64), nn.Linear(64, 64)).eval()
+    ids = torch.arange(40).reshape(2, 20)
+    machine = small_machine(1 << 30)
+    slow = replace(machine, links=tuple(replace(k, latency_s=1e-3) for k in machine.links))
+    model = module_in_memory(module, {}, (ids,))
+    least = model.smallest_budget(slow)
+    assert least < 300 * 64 * 4
+    assert model.tables_left(slow) == frozenset()
+    tight = slow.with_capacity({"dram": least})
+    assert model.tables_left(tight) == {"0.weight"}
+    assert ts.plan(module, (ids,), machine=tight, time_limit_s=2).plan.certificate.peak_nbytes["dram"] <= least

@@ -58,7 +58,7 @@ MAKE_NEW: frozenset[Any] = frozenset(
         *(torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__, torch.Tensor.add, torch.Tensor.__add__),
         *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mul, torch.add, torch.exp, torch.Tensor.clone),
         *(torch.mm, torch.bmm, torch.einsum, torch.cat, torch.conv1d, torch.conv2d, torch.Tensor.__rsub__),
-        *(F.grouped_mm, getattr(torch, "_grouped_mm", F.grouped_mm)),
+        *(f for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None),
     ]
 )
 # Told by any tensor of the same shape, strides and type.
