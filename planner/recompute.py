@@ -211,18 +211,24 @@ class _Search:
             at(best + step)
 
     def _beyond_time(self) -> None:
-        """Where time is over and there is no plan: one of the most promising order that has one, in as much time again
-        for each of a few, and in `LAST_S` at the least."""
+        """Where time is over and there is no plan: one of an order that was scored, and if none has one, of an order
+        that there was no time to score. The most promising are tried, and the one that holds least; each has as much
+        time again, and `LAST_S` at the least."""
         limit_s = max(LAST_S, self.effort.time_limit_s)
-        if not self.scored:
-            self._of_cuts(until_s=float("-inf"))
-        # Infinite is also what there was no time to score.
-        ranked = sorted(self.scored.values(), key=lambda s: (s.expected_ns, s.compute_ns))
-        for scored in ranked[:LAST_TRIES]:
+        tried = set[tuple[str, ...]]()
+        for unscored in (False, True):
+            if unscored:
+                self._of_cuts(until_s=float("-inf"))
+            # Infinite is also what there was no time to score.
+            ranked = sorted(self.scored.values(), key=lambda s: (s.expected_ns, s.compute_ns))
+            leanest = sorted(ranked, key=lambda s: s.instance.peak_of_all())
+            for scored in (*ranked[:LAST_TRIES], *leanest[:1]):
+                if self.best is None and scored.instance.order not in tried:
+                    tried.add(scored.instance.order)
+                    relax_coarsely(scored.instance, time_limit_s=limit_s)
+                    self._run(Stow(), scored.instance, limit_s)
             if self.best is not None:
                 return
-            relax_coarsely(scored.instance, time_limit_s=limit_s)
-            self._run(Stow(), scored.instance, limit_s)
 
     def _score(self, chosen: Chosen) -> float:
         """About the time of a pass in the order with these operators called again, nanoseconds; remembered."""
