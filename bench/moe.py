@@ -3,7 +3,8 @@ demand in the same runtime, and accelerate's disk offload, each in fresh process
 
 The weights are random, so routing has no meaning, but it has habits: some experts are chosen far more often than
 others. It is recorded on one text, the plan predicts by that, and what is measured is another text; predicted and
-measured stand side by side. The quick run is `python -m bench.moe --rounds 1 --caps 1200`; `--help` selects.
+measured stand side by side. Tokens are sampled: the likeliest ones of random weights soon repeat, and so do their
+experts. The quick run is `python -m bench.moe --rounds 1 --caps 1200`; `--help` selects.
 """
 
 from __future__ import annotations
@@ -136,8 +137,9 @@ def _generate(model: Any, new: int) -> float:
     import torch
 
     prompt = torch.randint(3, model.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(new))
+    torch.manual_seed(new)
     began = time.perf_counter()
-    model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=True, top_k=0)
     return time.perf_counter() - began
 
 
