@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import tensorstow as ts
 from tensorstow.planner.compare import DEFAULTS
 from tests.conftest import Cli
 from tests.models import write_cnn, write_mlp
+from tests.terminal import on_a_terminal
 
 PLAN_KEYS = {
     *("graph", "strategy", "status", "simulated_s", "bound_s", "bound_kind", "gap", "peak_nbytes", "moved_nbytes"),
@@ -319,32 +319,10 @@ def test_no_color(plan: Path) -> None:
     command = [sys.executable, "-m", "tensorstow", "show", str(plan)]
     seen: dict[bool, bytes] = {}
     for plain in (False, True):
-        environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-        environment |= {"TERM": "xterm-256color", "COLUMNS": "80"} | ({"NO_COLOR": "1"} if plain else {})
-        seen[plain] = _on_a_terminal(command, environment)
+        seen[plain] = on_a_terminal(command, **({"NO_COLOR": "1"} if plain else {}))
     assert b"\x1b[" in seen[False]
     for colour in (b"\x1b[32m", b"\x1b[31m"):
         assert colour not in seen[True]
-
-
-def _on_a_terminal(command: list[str], environment: dict[str, str]) -> bytes:
-    import pty
-
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        content = b""
-        while True:
-            try:
-                piece = os.read(ours, 1 << 16)
-            except OSError:  # Linux: nobody holds the other end any more
-                break
-            if not piece:
-                break
-            content += piece
-    os.close(ours)
-    assert process.returncode == 0, content
-    return content
 
 
 # Python

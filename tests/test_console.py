@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tensorstow import console
 from tests.conftest import Cli
+from tests.terminal import on_a_terminal
 
 ESCAPE = "\x1b"
 ON_A_TERMINAL = """
@@ -27,27 +28,7 @@ console.out.print("[bold green]yes[/]")
 
 def shown(code: str, **environment: str) -> str:
     """What a program writes to a terminal of its own, stdout and stderr together."""
-    import pty
-
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")}
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command, stdout=theirs, stderr=theirs, env=kept | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment
-    ) as process:
-        os.close(theirs)
-        content = b""
-        while True:
-            try:
-                piece = os.read(ours, 1 << 16)
-            except OSError:  # Linux: nobody holds the other end any more
-                break
-            if not piece:
-                break
-            content += piece
-    os.close(ours)
-    assert process.returncode == 0, content
-    return content.decode()
+    return on_a_terminal([sys.executable, "-c", code], **environment).decode()
 
 
 def test_a_terminal_has_colours_unless_they_are_declined() -> None:
