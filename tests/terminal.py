@@ -7,8 +7,10 @@ import subprocess
 
 
 def on_a_terminal(command: list[str], **environment: str) -> bytes:
-    """What `command` writes to a terminal of 80 columns, stdout and stderr together. Only `environment` declines colours
-    or forces them. The command has to end with status 0."""
+    """What `command` writes to a terminal of 80 columns, stdout and stderr together.
+
+    Only `environment` declines colours or forces them. The command has to end with status 0.
+    """
     import pty
 
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")}
