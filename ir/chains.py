@@ -63,75 +63,68 @@ def transfer_waits(plan: Plan, graph: Graph) -> tuple[tuple[Wait, ...], ...]:
     That are the last ones before it into its source, one for each range of bytes, and those that must have left its
     place by the very instant at which it may start: later, a step has waited for them.
     """
-    filled = _transfers_into(plan)
-    leaving = _transfers_leaving(plan, graph)
-    found: list[tuple[Wait, ...]] = []
-    for own, t in enumerate(plan.transfers):
-        waits = _waits_for_content(plan, graph, own, filled.get((t.storage, t.origin), []))
-        waits += _waits_for_room(plan, graph, t, leaving.get((t.target, t.after), []))
-        found.append(tuple(waits))
-    return tuple(found)
+    if not plan.transfers:
+        return ()
+    chains = _Chains(plan, graph)
+    return tuple(chains.waits(own, t) for own, t in enumerate(plan.transfers))
 
 
-def _transfers_into(plan: Plan) -> dict[tuple[str, str], list[tuple[int, Transfer]]]:
-    """Transfers with their indices, by storage and target."""
-    found: dict[tuple[str, str], list[tuple[int, Transfer]]] = {}
-    for index, t in enumerate(plan.transfers):
-        found.setdefault((t.storage, t.target), []).append((index, t))
-    return found
+class _Chains:
+    """What `transfer_waits` looks up for each transfer: a large plan has hundreds of thousands."""
 
+    def __init__(self, plan: Plan, graph: Graph) -> None:
+        self.transfers = plan.transfers
+        self.stays = plan.residencies_of
+        self.total = len(plan.steps)
+        self.homed = {name: graph.storage[name].homed for name in {t.storage for t in plan.transfers}}
+        at_home = (self.homed[t.storage] and t.origin == plan.home_tier for t in plan.transfers)
+        self.sources = [
+            None if home else source_of(plan, graph, t) for t, home in zip(plan.transfers, at_home, strict=True)
+        ]
+        # Transfers by storage and target; and those out of a residency that ends when they must be complete, by tier
+        # and that instant of the pass.
+        self.into: dict[tuple[str, str], list[int]] = {}
+        self.leaving: dict[tuple[str, int], list[tuple[int, Residency]]] = {}
+        for index, (t, source) in enumerate(zip(plan.transfers, self.sources, strict=True)):
+            self.into.setdefault((t.storage, t.target), []).append(index)
+            if source is not None and source.end % self.total == t.before % self.total:
+                self.leaving.setdefault((t.origin, t.before % self.total), []).append((index, source))
 
-def _transfers_leaving(plan: Plan, graph: Graph) -> dict[tuple[str, int], list[tuple[int, Transfer, Residency]]]:
-    """Transfers out of a residency that ends when they must be complete, by tier and that instant of the pass."""
-    total = len(plan.steps)
-    found: dict[tuple[str, int], list[tuple[int, Transfer, Residency]]] = {}
-    for index, t in enumerate(plan.transfers):
-        if t.origin == plan.home_tier and graph.storage[t.storage].homed:
-            continue
-        source = source_of(plan, graph, t)
-        if source is not None and source.end % total == t.before % total:
-            found.setdefault((t.origin, t.before % total), []).append((index, t, source))
-    return found
+    def waits(self, own: int, t: Transfer) -> tuple[Wait, ...]:
+        """What transfer `own`, which is `t`, waits for."""
+        into = self.into.get((t.storage, t.origin))
+        leaving = self.leaving.get((t.target, t.after))
+        content = self._for_content(own, t, into) if into else []
+        return (*content, *self._for_room(t, leaving)) if leaving else tuple(content)
 
+    def _for_content(self, own: int, t: Transfer, into: list[int]) -> list[Wait]:
+        total, since = self.total, self._content_since(own, t)
+        latest: dict[tuple[int, int], tuple[int, int]] = {}
+        for index in into:
+            f = self.transfers[index]
+            after = f.after + (t.after - f.after) // total * total
+            if f.lo < t.hi and t.lo < f.hi and since <= after and (after < t.after or index < own):
+                latest[f.lo, f.hi] = max(latest.get((f.lo, f.hi), (after, index)), (after, index))
+        return [Wait(i, (self.transfers[i].after - after) // total) for after, i in sorted(latest.values())]
 
-def _waits_for_content(plan: Plan, graph: Graph, own: int, into: list[tuple[int, Transfer]]) -> list[Wait]:
-    if not into:
-        return []
-    t, total = plan.transfers[own], len(plan.steps)
-    since = _content_since(plan, graph, t)
-    latest: dict[tuple[int, int], tuple[int, int]] = {}
-    for index, f in into:
-        after = f.after + (t.after - f.after) // total * total
-        if f.lo < t.hi and t.lo < f.hi and since <= after and (after < t.after or index < own):
-            latest[f.lo, f.hi] = max(latest.get((f.lo, f.hi), (after, index)), (after, index))
-    return [Wait(i, (plan.transfers[i].after - after) // total) for after, i in sorted(latest.values())]
+    def _for_room(self, t: Transfer, leaving: list[tuple[int, Residency]]) -> list[Wait]:
+        total, homed = self.total, self.homed[t.storage]
+        places = [
+            r
+            for r in self.stays.get(t.storage, ())
+            if r.start == t.after and r.tier == t.target and holds(r, t, total, homed=homed)
+        ]
+        return [
+            Wait(index, (self.transfers[index].before - t.after) // total)
+            for index, source in leaving
+            if any(r.offset < source.offset + source.nbytes and source.offset < r.offset + r.nbytes for r in places)
+        ]
 
-
-def _waits_for_room(
-    plan: Plan, graph: Graph, t: Transfer, leaving: list[tuple[int, Transfer, Residency]]
-) -> list[Wait]:
-    if not leaving:
-        return []
-    total, homed = len(plan.steps), graph.storage[t.storage].homed
-    places = [
-        r
-        for r in plan.residencies_of.get(t.storage, ())
-        if r.tier == t.target and r.start == t.after and holds(r, t, total, homed=homed)
-    ]
-    return [
-        Wait(index, (u.before - t.after) // total)
-        for index, u, source in leaving
-        if any(r.offset < source.offset + source.nbytes and source.offset < r.offset + r.nbytes for r in places)
-    ]
-
-
-def _content_since(plan: Plan, graph: Graph, t: Transfer) -> int:
-    """The instant before which nothing moved into the source of `t` concerns it: an earlier content lay there."""
-    total = len(plan.steps)
-    homed = graph.storage[t.storage].homed
-    for_ever = t.after - total if homed else 0
-    source = None if homed and t.origin == plan.home_tier else source_of(plan, graph, t)
-    if source is None or (homed and permanent(source, total)):
-        return for_ever
-    start = occurrence(source, t.after, total, homed=homed)
-    return for_ever if start is None else max(start, for_ever)
+    def _content_since(self, own: int, t: Transfer) -> int:
+        """The instant before which nothing moved into the source of `t` concerns it: an earlier content lay there."""
+        total, homed, source = self.total, self.homed[t.storage], self.sources[own]
+        for_ever = t.after - total if homed else 0
+        if source is None or (homed and permanent(source, total)):
+            return for_ever
+        start = occurrence(source, t.after, total, homed=homed)
+        return for_ever if start is None else max(start, for_ever)

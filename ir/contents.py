@@ -12,6 +12,7 @@ before it left, and none may be called twice.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -48,14 +49,18 @@ class _Bytes:
     is_input: bool
     made_anew: bool
     visiting: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    total: int = field(init=False)
+    into: dict[str, list[tuple[int, Transfer]]] = field(default_factory=dict[str, "list[tuple[int, Transfer]]"])
 
-    @property
-    def total(self) -> int:
-        return len(self.plan.steps)
+    def __post_init__(self) -> None:
+        """`total` steps; the transfers by target, with their places in `moves`."""
+        self.total = len(self.plan.steps)
+        for index, t in enumerate(self.moves):
+            self.into.setdefault(t.target, []).append((index, t))
 
     def wanted(self, step: int) -> int | None:
         """The version that `step` finds, counted from pass 0: None where nothing has been written yet."""
-        before = sum(w < step for w in self.uses.writes)
+        before = bisect_left(self.uses.writes, step)
         if self.storage.homed:
             return before
         return before or (0 if self.is_input else None)
@@ -66,14 +71,17 @@ class _Bytes:
         A transfer may count on others that begin before it, as it waits for them (`chains`); a step only on those that
         must be complete.
         """
-        latest: tuple[int, int, int | None] | None = None
+        latest: tuple[int, int, int | None, Transfer | None] | None = None
         for since, upto in self._turns(tier, instant):
-            for when, rank, version in self._events(tier, since, upto, by):
-                if latest is None or (when, rank) > latest[:2]:
-                    latest = (when, rank, version)
+            for event in self._events(tier, since, upto, by):
+                if latest is None or event[:2] > latest[:2]:
+                    latest = event
             if latest is None and since <= -self.total:  # it has been there for ever
-                latest = (since, 0, 0 if self.storage.homed and not self.uses.writes else None)
-        return latest[2] if latest else None
+                latest = (since, 0, 0 if self.storage.homed and not self.uses.writes else None, None)
+        if latest is None:
+            return None
+        _, _, number, mover = latest
+        return number if mover is None or number is None else self.carried(mover, number)
 
     def _turns(self, tier: str, instant: int) -> Iterator[tuple[int, int]]:
         """From when what `tier` holds at `instant` has been there."""
@@ -86,26 +94,28 @@ class _Bytes:
                     for_ever = permanent(r, self.total) and self.storage.homed
                     yield (-self.total if for_ever else start), instant
 
-    def _events(self, tier: str, since: int, upto: int, by: Transfer | None) -> Iterator[tuple[int, int, int | None]]:
-        """(instant, rank, version) of what was put into `tier` from instant `since` until `upto`.
+    def _events(
+        self, tier: str, since: int, upto: int, by: Transfer | None
+    ) -> Iterator[tuple[int, int, int | None, Transfer | None]]:
+        """(instant, rank, version, None) of what was written into `tier` from instant `since` until `upto`, and
+        (instant, rank, turn, transfer) of what was moved there.
 
         Of events at one instant a transfer in (rank 1) follows a write (rank 0): it could not carry less.
         """
         total, writes = self.total, self.uses.writes
         if self.is_input and since <= 0 <= upto and tier == self._unit_tier_of(0):
-            yield 0, 0, 0
+            yield 0, 0, 0, None
+        own = self.moves.index(by) if by else -1
         for turn in (-1, 0, 1) if self.storage.homed else (0,):
             for number, w in enumerate(writes):
                 when = w + 1 + turn * total
                 if since <= when - 1 and when <= upto and self._unit_tier_of(w) == tier:
-                    yield when, 0, number + 1 + turn * len(writes)
-            own = self.moves.index(by) if by else -1
-            for index, t in enumerate(self.moves):
+                    yield when, 0, number + 1 + turn * len(writes), None
+            for index, t in self.into.get(tier, ()):
                 after, before = t.after + turn * total, t.before + turn * total
                 when = after if by else before
-                in_time = when < upto or (when == upto and (not by or index < own))
-                if t.target == tier and since <= after and in_time:
-                    yield when, 1, self.carried(t, turn)
+                if since <= after and (when < upto or (when == upto and (not by or index < own))):
+                    yield when, 1, turn, t
 
     def carried(self, t: Transfer, turn: int) -> int | None:
         """The version that a transfer moves, in the pass `turn` after pass 0."""

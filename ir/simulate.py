@@ -13,9 +13,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from .chains import Wait, transfer_waits
+from .collecting import without_collecting
 from .errors import InputError
 from .graph import Graph
-from .machine import Machine
+from .machine import Link, Machine
 from .plan import Plan, Residency
 
 WARM_UP_PASSES = 3
@@ -77,10 +78,13 @@ def prefilled(plan: Plan, graph: Graph) -> tuple[Residency, ...]:
     )
 
 
+@without_collecting()
 def simulate(plan: Plan, graph: Graph, machine: Machine) -> Timeline:
     """Run `plan` in virtual time until it is in its steady state. Raises DeadlockError where a step can never start."""
     return _Simulation(plan, graph, machine).timeline(prefilled(plan, graph))
 
+
+_NEVER = 1 << 62
 
 _Queued = tuple[int, int, int, int, tuple[Wait, ...]]
 
@@ -126,15 +130,19 @@ class _Simulation:
         count = len(plan.transfers)
         self.done = (_Done([-1] * count, [0] * count), _Done([-1] * count, [0] * count))
         self.instant_ns = [0]
+        self.allowed = 0  # before this instant no lane's head may start
         self.moved: deque[tuple[int, str, int, int]] = deque(maxlen=2 * count or 1)  # as TransferEvent
 
     def _make_lanes(self) -> list[_Lane]:
         lanes: dict[str, _Lane] = {}
         waits = transfer_waits(self.plan, self.graph)
-        for index, t in enumerate(self.plan.transfers):
-            link = self.machine.link[t.origin, t.target]
+        links: dict[tuple[str, str], tuple[_Lane, Link, int]] = {}
+        for ends in dict.fromkeys((t.origin, t.target) for t in self.plan.transfers):
+            link = self.machine.link[ends]
             lane = lanes.setdefault(link.lane, _Lane(link.lane, []))
-            latency = round(1e9 * link.latency_s)
+            links[ends] = lane, link, round(1e9 * link.latency_s)
+        for index, t in enumerate(self.plan.transfers):
+            lane, link, latency = links[t.origin, t.target]
             lane.queue.append((index, t.after, link.busy_ns(t.nbytes), latency, waits[index]))
         for lane in lanes.values():
             lane.allowed = lane.queue[0][1]
@@ -198,21 +206,24 @@ class _Simulation:
     def _run_pass(self, number: int) -> _Ran:
         ran: _Ran = []
         instant_ns = self.instant_ns
-        ready = instant_ns[-1]
-        for step, call in enumerate(self.plan.steps):
-            start, cause = self._wait(number, step, ready)
+        ready, now = instant_ns[-1], number * self.period
+        for due, call in zip(self.due, self.plan.steps, strict=False):
+            if self.allowed <= now:
+                self._advance(now)
+            start, cause = self._last_of(number, due, ready) if due else (ready, None)
             end = start + call.duration_ns
             ran.append((start, end, start - ready, cause))
             instant_ns.append(end)
             ready = end
-        instant_ns[-1], _ = self._wait(number, self.period, ready)
+            now += 1
+        self._advance(now)
+        instant_ns[-1], _ = self._last_of(number, self.due[self.period], ready)
         return ran
 
-    def _wait(self, number: int, instant: int, ready: int) -> tuple[int, int | None]:
-        """When everything that is due at this instant is complete, and the transfer that came last."""
-        self._advance(number * self.period + instant)
+    def _last_of(self, number: int, due: list[tuple[int, int]], ready: int) -> tuple[int, int | None]:
+        """When all of `due` is complete, and the transfer that came last; `ready` where all were before."""
         start, cause = ready, None
-        for index, wraps in self.due[instant]:
+        for index, wraps in due:
             turn = number - wraps
             if turn < 0:
                 continue  # loaded before the first pass
@@ -220,8 +231,8 @@ class _Simulation:
             if done.turn[index] != turn:
                 t = self.plan.transfers[index]
                 raise DeadlockError(
-                    f"step {instant} waits for transfer {index} of '{t.storage}' over {t.link}, which stands in its "
-                    "lane behind a transfer that may start only later"
+                    f"step {t.before - wraps * self.period} waits for transfer {index} of '{t.storage}' over {t.link}, "
+                    "which stands in its lane behind a transfer that may start only later"
                 )
             if done.ns[index] > start:
                 start, cause = done.ns[index], index
@@ -233,28 +244,42 @@ class _Simulation:
         while moved:
             moved = False
             for lane in self.lanes:
-                while lane.allowed <= now and self._start_head(lane):
+                if lane.allowed <= now and self._run_lane(lane, now):
                     moved = True
+        self.allowed = min((lane.allowed for lane in self.lanes), default=_NEVER)
 
-    def _start_head(self, lane: _Lane) -> bool:
-        """Run the transfer at the head, unless it waits for one that has not run."""
-        index, _, duration, latency, waits = lane.queue[lane.head]
-        turn = lane.turn
-        start = max(lane.free_at, self.instant_ns[lane.allowed])
+    def _run_lane(self, lane: _Lane, now: int) -> bool:
+        """Start from the head on what may start, up to one that waits for a transfer that has not run; whether any
+        has started."""
+        queue, head, turn, free_at, allowed = lane.queue, lane.head, lane.turn, lane.free_at, lane.allowed
+        done, instant_ns, moved, began = self.done, self.instant_ns, self.moved, (lane.head, lane.turn)
+        while allowed <= now:
+            index, _, duration, latency, waits = queue[head]
+            start = max(instant_ns[allowed], free_at)
+            if waits:
+                start = self._after(waits, turn, start)
+                if start < 0:
+                    break
+            end = start + duration + (latency if start > free_at else 0)
+            ran = done[turn % 2]
+            ran.turn[index], ran.ns[index] = turn, end
+            moved.append((index, lane.name, start, end))
+            free_at = end
+            head += 1
+            if head == len(queue):
+                head, turn = 0, turn + 1
+            allowed = turn * self.period + queue[head][1]
+        lane.head, lane.turn, lane.free_at, lane.allowed = head, turn, free_at, allowed
+        return (head, turn) != began
+
+    def _after(self, waits: tuple[Wait, ...], turn: int, start: int) -> int:
+        """The time from `start` on at which all that a transfer of pass `turn` waits for has run; -1 where some has
+        not begun."""
         for wait in waits:
             if turn < wait.passes:
                 continue  # filled before the first pass
             source = self.done[(turn - wait.passes) % 2]
             if source.turn[wait.index] != turn - wait.passes:
-                return False
+                return -1
             start = max(start, source.ns[wait.index])
-        end = start + duration + (latency if start > lane.free_at else 0)
-        done = self.done[turn % 2]
-        done.turn[index], done.ns[index] = turn, end
-        self.moved.append((index, lane.name, start, end))
-        lane.free_at = end
-        lane.head += 1
-        if lane.head == len(lane.queue):
-            lane.head, lane.turn = 0, turn + 1
-        lane.allowed = lane.turn * self.period + lane.queue[lane.head][1]
-        return True
+        return start

@@ -71,17 +71,16 @@ def finish(instance: Instance, pieces: list[Placed], bottom: int, decisions: Dec
 def load_searches() -> None:
     """Load or compile what large graphs call here, in packing and in rounding, so that no time limit pays for that."""
     from ..solvers import neighbours
-    from ..solvers.packing.fit import fit_sparse
     from ..solvers.sweeps import ages_before, hold
 
     one = np.ones(1, dtype=np.int64)
-    fit_sparse(one - 1, np.arange(2), one - 1, one, one - 1, one, one, -one, 2)
     rounding.repair(rounding.Pauses(-one, one, one, one), (0.0,), np.zeros(1, dtype=np.bool_), 1)
     calendar = Calendar(4)
     calendar.add(0, 0, 1)
     columns = np.zeros((4, 1), dtype=np.int64)
     neighbours.free_since(calendar.lists, columns, 0, 1, 2, 0, 1, calendar.out)
     neighbours.not_yet_free(calendar.lists, columns, 0, 0, 1, 2, 0, calendar.out, calendar.out)
+    segments(one - 1, one, np.ones(1), 0, 1, 0.0)
     ages_before(one - 1, one, one, one - 1, one, 2)
     hold(one, one - 1, one, one)
 
@@ -140,7 +139,7 @@ class Yard:
         begin = clock.instant_at(start_ns)
         near, ages = self._not_yet_free(i, begin)
         free_ns = np.where(ages < 0, np.inf, clock.times_of(first - ages))
-        low, high = self.columns[:2, near]
+        low, high = np.ascontiguousarray(self.columns[:2, near])  # as what was compiled beforehand
         base, _ = land(
             low,
             high,

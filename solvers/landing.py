@@ -45,7 +45,7 @@ def land(
     that is wholly free first, all that are by `start_ns` being equal in this; among those `rule` decides. Completions
     half a nanosecond apart are equal: the simulator counts in whole ones. (-1, inf): nowhere.
     """
-    base, done = _compiled()(
+    base, done = _kernel().land(
         low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, bytes_per_ns, rule, pointer
     )
     return int(base), float(done)
@@ -56,89 +56,18 @@ def segments(
 ) -> list[tuple[int, int, float]]:
     """The range [base, base + nbytes) cut where the time at which it becomes free changes: (from, to, free), relative
     to the base; what is free before `start_ns` counts as free then."""
-    inside = (low < base + nbytes) & (high > base) & (free_ns > start_ns)
-    cuts = np.unique(np.concatenate([[base, base + nbytes], low[inside], high[inside]]))
-    cuts = cuts[(cuts >= base) & (cuts <= base + nbytes)]
+    points, free = _kernel().segments(low, high, free_ns, base, nbytes, start_ns)
     found: list[tuple[int, int, float]] = []
-    for a, b in pairwise(cuts.tolist()):
-        over = free_ns[inside & (low <= a) & (high >= b)]
-        free = max(start_ns, float(over.max(initial=start_ns)))
-        if found and found[-1][2] == free:
-            found[-1] = (found[-1][0], b - base, free)
+    for (a, b), since in zip(pairwise((points - base).tolist()), free.tolist(), strict=True):
+        if found and found[-1][2] == since:
+            found[-1] = (found[-1][0], b, since)
         else:
-            found.append((a - base, b - base, free))
+            found.append((a, b, since))
     return found
 
 
 @cache
-def _compiled() -> Any:
-    from .jit import compiled
+def _kernel() -> Any:
+    from . import landing_kernel  # it imports numba
 
-    return compiled(_land)
-
-
-def _land(low, high, free_ns, bottom, top, nbytes, alignment, start_ns, due_ns, bytes_per_ns, rule, pointer):  # type: ignore[no-untyped-def]
-    ends = np.empty(2 * len(low) + 2, np.int64)
-    count = 0
-    for i in range(len(low)):
-        if free_ns[i] > start_ns and high[i] > bottom and low[i] < top:
-            ends[count] = max(low[i], bottom)
-            ends[count + 1] = min(high[i], top)
-            count += 2
-    ends[count] = bottom
-    ends[count + 1] = top
-    points = np.unique(ends[: count + 2])
-    free = np.full(len(points), start_ns)
-    for i in range(len(low)):
-        if free_ns[i] > start_ns and high[i] > bottom and low[i] < top:
-            k = np.searchsorted(points, max(low[i], bottom))
-            while points[k] < min(high[i], top):
-                free[k] = max(free[k], free_ns[i])
-                k += 1
-    # Finite, so that what is never free is no better than that none was found yet.
-    never = np.finfo(np.float64).max
-    best, best_done, best_tight, best_key = -1, never, never, np.inf
-    times = np.empty(len(points), np.float64)
-    lengths = np.empty(len(points), np.float64)
-    for c in range(2 * len(points)):
-        if c < len(points):
-            base = -(-points[c] // alignment) * alignment
-        else:
-            base = (points[c - len(points)] - nbytes) // alignment * alignment
-        if base < bottom or base + nbytes > top:
-            continue
-        k = np.searchsorted(points, base, side="right") - 1
-        number = 0
-        blocked = False
-        while k < len(points) - 1 and points[k] < base + nbytes:
-            # No better than the best, whatever follows: it is complete later, or as late and not as soon free.
-            late = max(free[k], due_ns)
-            if late >= best_done + 0.5 or (late >= best_done - 0.5 and free[k] - start_ns > best_tight):
-                blocked = True
-                break
-            length = float(min(points[k + 1], base + nbytes) - max(points[k], base))
-            j = number
-            while j > 0 and times[j - 1] > free[k]:
-                times[j] = times[j - 1]
-                lengths[j] = lengths[j - 1]
-                j -= 1
-            times[j] = free[k]
-            lengths[j] = length
-            number += 1
-            k += 1
-        if blocked:
-            continue
-        done = start_ns
-        tight = 0.0
-        for j in range(number):
-            done = max(done, times[j]) + lengths[j] / bytes_per_ns
-            tight = max(tight, times[j] - start_ns)
-        key = float(base)
-        if rule == 1 and base < pointer:
-            key += float(top)
-        late = max(done, due_ns)
-        if late < best_done - 0.5 or (
-            late < best_done + 0.5 and (tight < best_tight or (tight == best_tight and key < best_key))
-        ):
-            best, best_done, best_tight, best_key = base, min(best_done, late), tight, key
-    return best, best_done if best >= 0 else np.inf
+    return landing_kernel

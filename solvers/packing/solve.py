@@ -70,7 +70,7 @@ def pack(
             problem, explained, 1
         )
         return Result(Status.INFEASIBLE, None, None, bound, time.monotonic() - began, "load bound", detail)
-    parts = [_part(problem, [whole.bodies[i] for i in group]) for group in components(whole)]
+    parts = _parts(problem, whole, bound)
     goal = max([problem.capacity or 0, *(part.bound for part in parts)])
     notes: list[str] = []
     compiling = _first_fit(parts, problem, goal, start, began + time_limit_s, notes, progress)
@@ -160,6 +160,15 @@ class Part:
         peak = int(np.max(bases[self.form.owner] + self.form.hi)) * self.form.unit
         if not self.method or peak < self.peak:
             self.bases, self.peak, self.method = bases, peak, method
+
+
+def _parts(problem: PackingProblem, whole: Compact, bound: int) -> list[Part]:
+    """The independent parts; where there is but one, it is the whole, which is compact already."""
+    groups = components(whole)
+    if len(groups) == 1:
+        form = replace(whole, bodies=tuple(range(len(whole))))
+        return [Part(list(whole.bodies), form, bound, form.fixed, 0, "")]
+    return [_part(problem, [whole.bodies[i] for i in group]) for group in groups]
 
 
 def _part(problem: PackingProblem, members: list[int]) -> Part:

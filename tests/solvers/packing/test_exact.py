@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tensorstow.solvers.packing import Body, Box, Packing, PackingProblem, check_packing, load_bound, pack
 from tensorstow.solvers.packing.compact import Compact, compact
 from tensorstow.solvers.packing.exact import STRATEGIES, Search
-from tensorstow.solvers.packing.fit import fit, fit_sparse, hottest, large_orders, place_compiled
+from tensorstow.solvers.packing.fit import hottest, large_orders, place_compiled
 from tensorstow.solvers.packing.greedy import conflicts, place
 from tensorstow.solvers.packing.kernel import Tricks
 from tensorstow.solvers.result import Status
@@ -153,21 +153,6 @@ def test_compiled_first_fit_is_the_first_fit(problem: PackingProblem) -> None:
         assert found.bases.tolist() == expected.bases.tolist()
         assert found.peak == expected.peak
         assert place_compiled(c, order, stop_above=expected.peak - 1) is None
-
-
-@settings(max_examples=60, deadline=None)
-@given(problems(), st.integers(0, 40))
-def test_first_fit_among_those_that_meet_is_the_first_fit(problem: PackingProblem, top: int) -> None:
-    c = compact(problem)
-    begin, first, last, lo, hi, align = (
-        a.astype(np.int64) for a in (c.begin, c.first, c.last, c.lo, c.hi, c.alignment)
-    )
-    for stop_above in (top, 1 << 60):
-        for order in large_orders(c).values():
-            bases, others = c.fixed.astype(np.int64), c.fixed.astype(np.int64)
-            peak = fit(order, begin, first, last, lo, hi, align, bases, stop_above)
-            assert fit_sparse(order, begin, first, last, lo, hi, align, others, stop_above) == peak
-            assert bases.tolist() == others.tolist()
 
 
 def test_the_hottest_bodies_cross_the_peak() -> None:
