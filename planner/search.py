@@ -15,11 +15,9 @@ from ..ir.simulate import simulate
 from ..solvers.landing import LOWEST, land
 from ..solvers.packing.solve import load_compiled
 from ..solvers.residency.lp import FINE_SIZE
-from .fit import CUTS
 from .instance import Instance
 from .place import MANY_BODIES, place
 from .realise import realise
-from .replay import farthest, replay_cache
 from .round import (
     diffuse,
     fill,
@@ -62,9 +60,6 @@ PACKING_S = 0.5
 
 PATIENT_S, INSISTING_S = 2 * PACKING_S, 4 * PACKING_S
 """The same while nothing has been placed, and where nothing else could be."""
-
-USUAL_SHARE = 0.2
-"""The part of the search that may go to what is done without us."""
 
 FRUITLESS_ROUNDS = 5
 LATE_NS = 1000
@@ -227,19 +222,6 @@ class Search:
         at = tried.index(min(self.scores, key=lambda c: (self.scores[c], c)))
         ends = tried[max(at - 1, 0) : at + 2]
         return [(a + b) // 2 for a, b in pairwise(ends) if b > a + 1]
-
-    def usual(self) -> None:
-        """Belady's cache with the least room given up that packs: what is done without us, so that no plan is worse.
-        Where that takes long, the room is short, and this is not what will be best."""
-        instance, until = self.instance, time.monotonic() + self.time_s * USUAL_SHARE
-        least = max(instance.base_nbytes, default=0)
-        for share in CUTS:
-            if self.finished or time.monotonic() > until:
-                return
-            capacity = instance.capacity_nbytes - int(share * (instance.capacity_nbytes - least))
-            cached = replay_cache(instance, capacity, farthest, prefetch=True)
-            if cached is not None and self.score(cached) < float("inf"):
-                break
 
     def insist(self) -> None:
         """Where nothing could be placed: all roundings of all cuts, the largest first, with more time for each, until

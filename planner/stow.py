@@ -30,6 +30,7 @@ from .instance import Instance
 from .replay import farthest, replay_cache
 from .search import Search, warm_up
 from .strategies import Effort
+from .usual import Usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,14 @@ class Stow:
         warm_up()
         time_s = self.search_share * effort.time_limit_s
         search = Search(instance, self.name, effort.seed, time_s, effort.time_limit_s, self.good_enough, self.repair)
+        usual = Usual(search)
         cuts = search.ranked_cuts()
         # On a large graph each try takes seconds: what is likeliest to be best comes first. What is usual moves more
         # and takes longer, several times on graphs of thousands: it is not begun when half of the time is spent.
         for cut in cuts[:1]:
             search.try_cut(cut, roundings=1)
         if self.replay and (search.best is None or time.monotonic() - search.began < time_s / 2):
-            search.usual()
+            usual.begin()
         for cut in cuts[1:] if self.cuts else ():
             search.try_cut(cut, roundings=1)
         if search.best is None and self.roundings:
@@ -87,6 +89,8 @@ class Stow:
             search.favour()
         if self.exchange:
             search.exchange()
+        if self.replay:
+            usual.settle()
         if search.best is None:
             search.everything()
         if search.best is None:
