@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from tensorstow.ir.check import check
 from tensorstow.ir.codec import digest
 from tensorstow.ir.errors import TensorstowError
+from tensorstow.ir.graph import Graph
 from tensorstow.ir.simulate import simulate
 from tensorstow.planner.bounds import find_bound
 from tensorstow.planner.build import certify
@@ -56,12 +57,16 @@ def main(arguments: Sequence[str] = ()) -> dict[str, Any]:
 
 def measure(kind: str, operators: int, share: float, until: str, time_limit_s: float) -> dict[str, Any]:
     """One case in this process. What a stage raises ends the row."""
-    graph = KINDS[kind](operators)
+    return {"kind": kind} | measure_graph(KINDS[kind](operators), share, until, time_limit_s)
+
+
+def measure_graph(graph: Graph, share: float, until: str, time_limit_s: float) -> dict[str, Any]:
+    """`measure` of a graph."""
     roomy = make_instance(graph, machine_for(graph, 1 << 60))
     least, most = max(roomy.base_nbytes), roomy.peak_of_all()
     del roomy  # the peak of memory is to be that of planning
     machine = machine_for(graph, least + int(share * (most - least)))
-    row: dict[str, Any] = {"kind": kind, "operators": len(graph.operators), "share": share, "seconds": {}, "wall": {}}
+    row: dict[str, Any] = {"operators": len(graph.operators), "share": share, "seconds": {}, "wall": {}}
 
     def stage(name: str, work: Callable[[], T]) -> T:
         began, wall = time.process_time(), time.monotonic()

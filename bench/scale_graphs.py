@@ -61,19 +61,19 @@ class _Writer:
         )
 
 
-def _size(layer: int) -> int:
-    """A layer's width in steps of 1 to 4, without a short period."""
-    return 1 + (layer * layer * 7 + 3 * layer) % 97 * 3 // 96
+def _size(layer: int, *, alike: bool = False) -> int:
+    """A layer's width in steps of 1 to 4, without a short period; or, of layers that are alike, 2."""
+    return 2 if alike else 1 + (layer * layer * 7 + 3 * layer) % 97 * 3 // 96
 
 
-def inference(operators: int) -> Graph:
+def inference(operators: int, *, alike: bool = False) -> Graph:
     """A transformer, ten operators a layer: two norms, attention, a gated product, two skips."""
     w = _Writer()
     x = w.add("x", 256 * KIB, StorageKind.INPUT)
     first = x
     layer = 0
     while len(w.operators) < operators:
-        x = _block(w, f"l{layer}", x, _size(layer))
+        x = _block(w, f"l{layer}", x, _size(layer, alike=alike))
         layer += 1
     return w.graph(f"inference-{operators}", (first,), (x,))
 
@@ -115,7 +115,7 @@ def _branch(w: _Writer, name: str, x: str, scale: int, depth: int) -> str:
     return x
 
 
-def training(operators: int) -> Graph:
+def training(operators: int, *, alike: bool = False) -> Graph:
     """Layers of three operators forward, their backward in reverse, and an update of each weight and its two states
     in place: about eight operators a layer."""
     w = _Writer()
@@ -123,7 +123,7 @@ def training(operators: int) -> Graph:
     layers = max(1, operators // 8)
     saved: list[tuple[int, str, str, str]] = []
     for i in range(layers):
-        scale = _size(i)
+        scale = _size(i, alike=alike)
         for name in ("w", "m", "v"):
             kind = StorageKind.WEIGHT if name == "w" else StorageKind.OPTIMIZER_STATE
             w.add(f"{name}{i}", scale * MIB, kind)
