@@ -190,6 +190,8 @@ def _live_peak(holds: Sequence[Hold], steps: int, alignment: int) -> int:
 def _place_pages(
     holds: Sequence[Hold], region: _Region, page_nbytes: int, times: Times, *, early: bool, oldest: bool
 ) -> list[Settled] | None:
+    if region.room < 0:  # what is small took more than there was
+        return None
     pages = _Pages(region.room // page_nbytes, times.steps)
     rows = _take_all(holds, pages, page_nbytes, times, early=early, oldest=oldest)
     if rows is None:

@@ -208,6 +208,16 @@ def test_addresses_never_overlap(rows: list[tuple[int, int, int]]) -> None:
             taken |= own
 
 
+def test_a_region_that_what_is_small_takes_whole_has_no_addresses_for_the_rest() -> None:
+    """Small holds get a region of their own; where that is all there is, the answer is None, not an error."""
+    times = Times(tuple(range(9)), 0.001, 0.001)
+    room = 1 << 20
+    page = room // 1024
+    sizes = [7 * page] * 200 + [16 * page]
+    holds = [Hold(f"s{k}", 0, n, True, 0, 4, 0, None, False, -4, 8) for k, n in enumerate(sizes)]
+    assert settle(holds, "dram", room, 64, times, early=False, oldest=False) is None
+
+
 def test_where_the_slowest_link_limits_upper_plans_are_ranked_by_what_they_load() -> None:
     """`lean_plans` come best first by an estimate that no plan on all tiers with their loads is below."""
     graph = chain([192 * KIB, 64 * KIB, 320 * KIB] * 12, ns=10_000)
