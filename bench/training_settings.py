@@ -7,10 +7,12 @@
   eight times the size and scattering a sum over eight, in the device's own memory: exchange between devices costs no
   more here. 256 GiB of DRAM for the device.
 - `fuyou`: a GPT of 100B parameters on Fuyou's server (arXiv 2403.06504): one RTX 4090, 768 GB of DRAM, 12 disks. Our
-  reading: 80 blocks of 10,240, 32 sequences of 1,024 tokens; the disks of the profile in parallel, one lane each way.
+  reading: 80 blocks of 10,240, 32 sequences of 1,024 tokens; the disks of the profile in parallel, one lane each way;
+  parameters, gradients and states in float32 and products in bfloat16, as autocast has them, so that parameters and
+  states (1,220 GB) are more than the DRAM and their home are the disks, as in the paper.
 
-All is bfloat16, states of AdamW included, as torch.optim.AdamW has them for such parameters. Modules and inputs have
-shapes and no bytes. Times are by formulas on published rates.
+In the others all is bfloat16, states of AdamW included, as torch.optim.AdamW has them for such parameters. Modules and
+inputs have shapes and no bytes. Times are by formulas on published rates.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ DISKS = 12
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """A decoder. `gated`: three matrices in the feed-forward, root-mean-square norms and rotated positions; else two
-    and layer norms. `devices` share heads, the inner width and the tokens between blocks evenly."""
+    and layer norms. `devices` share heads, the inner width and the tokens between blocks evenly. `mixed`: parameters,
+    gradients and states in float32, products in bfloat16 as autocast has them; else all is bfloat16."""
 
     blocks: int
     width: int
@@ -43,6 +46,7 @@ class Sizes:
     tokens: int
     gated: bool = True
     devices: int = 1
+    mixed: bool = False
 
     @property
     def parameters(self) -> int:
@@ -136,12 +140,20 @@ class Decoder(nn.Module):
         self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
 
     def forward(self, ids: Tensor, targets: Tensor, turned: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = self.table(ids)
+        if not self.sizes.mixed:
+            logits = self._logits(ids, turned)
+        else:
+            with torch.autocast("cpu", torch.bfloat16):  # steps are traced as on the CPU
+                logits = self._logits(ids, turned)
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _logits(self, ids: Tensor, turned: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self.table(ids).bfloat16()
         if self.places is not None:
-            x = x + self.places.weight
+            x = x + self.places.weight.bfloat16()
         for block in self.blocks:
             x = block(x, turned)
-        return functional.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+        return self.head(self.norm(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +169,7 @@ class Setting:
         """The module on 'meta', and its inputs, which take no memory to speak of."""
         sizes = self.sizes
         with torch.device("meta"):
-            module = Decoder(sizes).to(torch.bfloat16)
+            module = Decoder(sizes).to(torch.float32 if sizes.mixed else torch.bfloat16)
             shape = sizes.batch, sizes.tokens // sizes.devices
             ids, targets = (torch.empty(shape, dtype=torch.int64) for _ in range(2))
             angle = (sizes.tokens, sizes.width // sizes.heads)
@@ -191,7 +203,7 @@ SETTINGS = {
         Setting("memo", Sizes(32, 4096, 32, 11008, 32000, 1, 1 << 20, devices=8), _share_of_node, "52.30% MFU"),
         Setting(
             "fuyou",
-            Sizes(80, 10240, 80, 40960, 50304, 32, 1024, gated=False),
+            Sizes(80, 10240, 80, 40960, 50304, 32, 1024, gated=False, mixed=True),
             _server,
             "156 TFLOP/s for 13B on this card; 100B runs",
         ),

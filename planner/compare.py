@@ -144,11 +144,13 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Strategies on one instance. `bound` holds for every plan shown; `bounds` are all that are known of the graph's
-    own order and of any other."""
+    own order and of any other. `hooked`: why a training step has no graph of its operators; what is compared then is
+    where its saved tensors wait, as hooks would run it."""
 
     bound: Bound
     rows: tuple[Row, ...]
     bounds: tuple[Bound, ...] = ()
+    hooked: str | None = None
 
     @property
     def best(self) -> Row | None:

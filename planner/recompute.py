@@ -28,7 +28,7 @@ from ..ir.errors import InfeasibleError, NotApplicableError, TensorstowError, Ti
 from ..ir.plan import Plan
 from ..solvers.residency.recompute import solve_recompute
 from ..solvers.result import Status
-from .instance import Instance, make_instance
+from .instance import Instance
 from .published.capuchin import Capuchin
 from .published.checkmate import Checkmate
 from .published.checkpointing import minimum_cuts, segmentations
@@ -63,6 +63,8 @@ LAST_S = 2.0
 """Seconds in which a plan of thousands of operators can be found at all."""
 LAST_TRIES = 3
 """Orders that are planned beyond the time limit, one after another, where no plan was found within it."""
+LAST_SHARE = 0.2
+"""And the share of the time limit that they may take beyond it, all together, where that is more than `LAST_S` each."""
 
 
 @register
@@ -212,12 +214,12 @@ class _Search:
 
     def _beyond_time(self) -> None:
         """Where time is over and there is no plan: one of an order that was scored, and if none has one, of an order
-        that there was no time to score. The most promising are tried, and the one that holds least; each has as much
-        time again, and `LAST_S` at the least."""
-        limit_s = max(LAST_S, self.effort.time_limit_s)
+        that there was no time to score. The most promising are tried, and the one that holds least. All together have
+        a `LAST_SHARE` of the limit, half of what is left of that each, and `LAST_S` each at the least."""
+        until = time.monotonic() + LAST_SHARE * self.effort.time_limit_s
         tried = set[tuple[str, ...]]()
         for unscored in (False, True):
-            if unscored:
+            if self.best is None and unscored:
                 self._of_cuts(until_s=float("-inf"))
             # Infinite is also what there was no time to score.
             ranked = sorted(self.scored.values(), key=lambda s: (s.expected_ns, s.compute_ns))
@@ -225,18 +227,16 @@ class _Search:
             for scored in (*ranked[:LAST_TRIES], *leanest[:1]):
                 if self.best is None and scored.instance.order not in tried:
                     tried.add(scored.instance.order)
-                    relax_coarsely(scored.instance, time_limit_s=limit_s)
+                    limit_s = max(LAST_S, (until - time.monotonic()) / 2)
+                    relax_coarsely(scored.instance, time_limit_s=limit_s / 4)
                     self._run(Stow(), scored.instance, limit_s)
-            if self.best is not None:
-                return
 
     def _score(self, chosen: Chosen) -> float:
         """About the time of a pass in the order with these operators called again, nanoseconds; remembered."""
         order = recompute_order(self.flow, chosen)
         if order not in self.scored:
-            old = self.instance
             try:
-                posed = make_instance(old.graph, old.machine, mode=old.mode, order=order, engine=old.engine)
+                posed = self.instance.reordered(order)
             except InfeasibleError:  # calls at the very end, beside which not all outputs have room
                 return float("inf")
             if overflows(posed):
@@ -259,14 +259,14 @@ class _Search:
     def _plan(self, instance: Instance, until_s: float = 0.0) -> None:
         """Let stow plan an order in what time is left; keep the plan if it is the best."""
         self.planned.add(instance.order)
-        limit_s = max(0.1, self.left_s - until_s)
         if instance.order != self.instance.order:
+            limit_s = max(0.1, self.left_s - until_s)
             resident = resident_plan(instance, self.options.name, packing_time_s=limit_s / 8, seed=self.effort.seed)
             if resident is not None:
                 self._keep(resident)
                 return
             relax_coarsely(instance, time_limit_s=limit_s / 4)
-        self._run(Stow(), instance, limit_s)
+        self._run(Stow(), instance, self.left_s - until_s)
 
     def _run(self, strategy: Strategy, instance: Instance, limit_s: float) -> None:
         try:
@@ -300,9 +300,7 @@ class _Search:
             if self.left_s <= 0:
                 break
         for _, chosen in sorted(fitting, key=lambda f: f[0]):
-            old, before = self.instance, self.best
-            order = recompute_order(flow, chosen)
-            posed = make_instance(old.graph, old.machine, mode=old.mode, order=order, engine=old.engine)
+            before, posed = self.best, self.instance.reordered(recompute_order(flow, chosen))
             found = resident_plan(posed, self.options.name, packing_time_s=max(0.1, self.left_s / 8), seed=0)
             if found is not None:
                 self._keep(found)

@@ -104,15 +104,23 @@ class Moves:
         return addresses.of_transfer(t) if held is None else held.base + t.lo
 
     def _make_slots(self) -> tuple[dict[str, list[Slot]], int]:
-        """A place in the scratch file for each range that is ever spilled, on block boundaries."""
+        """A place in the scratch file for each range that is ever spilled, on block boundaries.
+
+        What several operators write in turn may leave once in part and later whole, each time with other bytes: the
+        part and the rest have places of their own then, which hold whatever was stored last.
+        """
         ranges: dict[str, set[tuple[int, int]]] = {}
         for route in self.routes:
             if not route.inward and not self._homed(route.transfer):
                 ranges.setdefault(route.transfer.storage, set()).add((route.transfer.lo, route.transfer.hi))
         slots: dict[str, list[Slot]] = {}
         end = 0
+        writers: dict[str, set[str]] = {}
+        for op in self.graph.operators:
+            for storage in self.graph.writes(op):
+                writers.setdefault(storage, set()).add(op.id)
         for storage, found in ranges.items():
-            for lo, hi in sorted(found):
+            for lo, hi in _apart(found) if len(writers.get(storage, ())) > 1 else sorted(found):
                 before = slots.setdefault(storage, [])
                 if before and before[-1].hi > lo:
                     raise PlanMismatchError(
@@ -282,6 +290,12 @@ class Moves:
                 run = _load_spilled if route.inward else _spill
                 found.append(partial(run, scratch, slot.offset + lo - slot.lo, view, chunk))
         return tuple(found)
+
+
+def _apart(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What the ranges cover, cut wherever one of them begins or ends."""
+    edges = sorted({edge for both in ranges for edge in both})
+    return [(a, b) for a, b in pairwise(edges) if any(lo <= a and b <= hi for lo, hi in ranges)]
 
 
 def _overlap(a: int | None, a_nbytes: int, b: int | None, b_nbytes: int) -> bool:

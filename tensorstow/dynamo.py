@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from .ir.machine import Machine
-    from .runtime.training.joint import Joint, Sections
+    from .runtime.training.joint_graph import Joint, Sections
 
 OPTIONS = ("budget", "machine", "strategy", "time_limit_s")
 
@@ -54,10 +54,11 @@ def plan_joint(joint: Joint, options: Mapping[str, Any]) -> PlanFile:
     """The plan for a joint graph, with the `options` of `backend`."""
     from .planner.build import plan_graph
     from .planner.training import KEPT, lower_joint, placed
+    from .planner.training.in_place import results_in_place
     from .workflow import DEFAULT_STRATEGY
 
     machine = _machine(options)
-    step = lower_joint(joint, name="compiled graph")
+    step = results_in_place(lower_joint(joint, name="compiled graph"), joint)
     lowered = placed(step, KEPT, key=joint.key)
     plan = plan_graph(
         lowered.graph,

@@ -19,12 +19,13 @@ from .models import Lowered, Model
 from .modules import ModuleModel, module_from_entry, with_times
 from .planner.entry import HF
 from .training_clip import NO_OPTIMIZER, applied_clip, asked_clip
+from .training_fixed import untouched_nbytes
 
 if TYPE_CHECKING:
     from .planner.training import Scope, StepLowered, TrainingLowered
     from .runtime.training.executor import TrainingExecutor
     from .runtime.training.hooked import HookedSteps
-    from .runtime.training.joint import Joint
+    from .runtime.training.joint_graph import Joint
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ class TrainingModel:
     def step(self, progress: Progress = silent) -> StepLowered:
         """The operators of a step, by formulas."""
         from .planner.training import lower_joint, with_updates
+        from .planner.training.in_place import results_in_place
         from .planner.training.optimizer import optimizer_calls
 
         if "step" not in self.known:
-            found = lower_joint(self.joint(progress), name=self.name)
+            joint = self.joint(progress)
+            found = results_in_place(lower_joint(joint, name=self.name), joint)
             if self.optimizer is not None:
                 found = with_updates(found, optimizer_calls(self.optimizer, self.model.module))
             self.known["step"] = found
@@ -130,7 +133,7 @@ class TrainingModel:
             step = with_update_times(step, self._update_ns)
         if self.clip is not None:
             step = with_clipping(step, self.clip, self._clip_ns if runs_here(machine) else None)
-        return placed(step, scope, key=joint.key, other_nbytes=_untouched_nbytes(self.model.module, joint))
+        return placed(step, scope, key=joint.key, other_nbytes=untouched_nbytes(self.model.module, joint))
 
     def _update_ns(self, kind: str, options: dict[str, Any], dtype: str, elements: int) -> int:
         """Nanoseconds of an update here; each form is measured once."""
@@ -184,17 +187,6 @@ def _one_loss(joint: Joint, name: str) -> Joint:
             "what the module returns"
         )
     return joint
-
-
-def _untouched_nbytes(module: Any, joint: Joint) -> int:
-    """Bytes of parameters and buffers that the step does not touch: they are in memory, too."""
-    used = {n.name for n in joint.module.graph.find_nodes(op="placeholder") if n.users}
-    placeholders = [p for p in joint.placeholders if p.node in used and p.kind in ("parameter", "buffer")]
-    touched = {n for p in placeholders for n in p.names}
-    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    seen = {id(t) for n, t in held if n in touched}
-    rest = {id(t): t for _, t in held if id(t) not in seen}
-    return sum(t.numel() * t.element_size() for t in rest.values())
 
 
 def training_model(model: Model, *, loss: Callable[[Any], Any] | None = None, optimizer: Any = None) -> TrainingModel:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .ir.files import PlanFile
 
 if TYPE_CHECKING:
+    from .runtime.training.joint_graph import Joint
     from .training import TrainingModel
 
 
@@ -43,6 +44,17 @@ def counted_nbytes(model: TrainingModel, *, gradients: bool = True) -> int:
         if isinstance(t, torch.Tensor) and t.device.type == "cpu" and t.layout is torch.strided
     }
     return sum(storages.values())
+
+
+def untouched_nbytes(module: Any, joint: Joint) -> int:
+    """Bytes of parameters and buffers that the step does not touch: they are in memory, too."""
+    used = {n.name for n in joint.module.graph.find_nodes(op="placeholder") if n.users}
+    placeholders = [p for p in joint.placeholders if p.node in used and p.kind in ("parameter", "buffer")]
+    touched = {n for p in placeholders for n in p.names}
+    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    seen = {id(t) for n, t in held if n in touched}
+    rest = {id(t): t for _, t in held if id(t) not in seen}
+    return sum(t.numel() * t.element_size() for t in rest.values())
 
 
 def _counted(model: TrainingModel, gradients: bool) -> Iterator[Any]:

@@ -155,6 +155,22 @@ def test_an_error_in_the_model_is_no_reason_for_hooks() -> None:
         ts.plan(nn.Linear(8, 8), (torch.zeros(2, 9),), machine=box(1 << 30), mode="training")
 
 
+def test_a_comparison_says_that_its_plans_are_run_by_hooks(cli: Cli, tmp_path: Path, no_measuring: int) -> None:
+    assert no_measuring
+    script = tmp_path / "branching.py"
+    script.write_text(SCRIPT)
+    options = ("--mode", "training", "--tier", "dram=3MiB", "--time-limit", "1", "--workers", "0", "--strategies")
+    done = cli("compare", f"{script}:make", *options, "stow,checkpoint-sqrt,resident", "--json")
+    assert done.status == 0, done.err
+    assert re.search(r"branching.py:\d+: if float\(x", done.json["hooked"])
+    rows = {row["strategy"]: row for row in done.json["rows"]}
+    assert rows["stow"]["peak_nbytes"]["dram"] <= 3 << 20
+    assert sum(rows["stow"]["moved_nbytes"].values()) > 0
+    assert rows["resident"]["simulated_s"] is None, "what is saved takes more than the budget"
+    assert rows["checkpoint-sqrt"]["simulated_s"] is None, "hooks call nothing again"
+    assert "plans by hooks, as the step cannot be traced" in cli("compare", f"{script}:make", *options, "resident").out
+
+
 def test_the_command_line_says_what_it_does_and_verifies(cli: Cli, tmp_path: Path, no_measuring: int) -> None:
     assert no_measuring
     script = tmp_path / "branching.py"

@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ...ir.errors import InputError
 from ...ir.graph import Graph, Operator, Storage, StorageKind, Tensor
@@ -26,6 +25,7 @@ from ..pytorch.traced import FREE, Value, leaves, mutated, schema_of, value_of
 from ..pytorch.views import OPAQUE, covered, dtype_name, is_dense, is_row_major, known_shape
 from ..recompute_orders import is_random
 from .costs import call_cost
+from .lower_nodes import draws, last_of_forward, unique
 from .lowered import TURN, JointGraph, Placeholder, StepLowered
 
 _KINDS = {
@@ -118,8 +118,8 @@ class _Lowering:
 
     def _walk(self, graph: fx.Graph, tangents: list[str]) -> str:
         """Lower every node, the turn behind the last one that the forward's results need; the turn's name."""
-        last = _last_of_forward(graph, self._results_of_forward)
-        turn = _unique(TURN, {n.name: n for n in graph.nodes})
+        last = last_of_forward(graph, self._results_of_forward)
+        turn = unique(TURN, {n.name: n for n in graph.nodes})
         turned = False
         for index, node in enumerate(graph.nodes):
             if not turned and index > last and node.op in ("call_function", "output"):
@@ -136,7 +136,7 @@ class _Lowering:
         if not isinstance(value, torch.Tensor):
             return None
         name = given.names[0] if given.names else node.name
-        tensor = self._tensor(_unique(name, self.tensors), value, _KINDS[given.kind])
+        tensor = self._tensor(unique(name, self.tensors), value, _KINDS[given.kind])
         self.values[node] = tensor
         self.nodes[tensor] = NodeOutput(node.name, 0)
         storage = self.tensors[tensor].storage
@@ -155,7 +155,7 @@ class _Lowering:
         value = node.meta.get("val", getattr(self.joint.module, str(node.target), None))
         if not isinstance(value, torch.Tensor):
             return None
-        tensor = self._tensor(_unique(node.name, self.tensors), value, StorageKind.CONSTANT)
+        tensor = self._tensor(unique(node.name, self.tensors), value, StorageKind.CONSTANT)
         self.nodes[tensor] = NodeOutput(node.name, 0)
         return tensor
 
@@ -170,7 +170,7 @@ class _Lowering:
         offset, nbytes = covered(value)
         storage = self.storage_of.get(key)
         if storage is None:
-            storage = self.storage_of[key] = _unique(name, self.storages)
+            storage = self.storage_of[key] = unique(name, self.storages)
             self.storages[storage] = Storage(storage, value.untyped_storage().nbytes(), kind)
         self.tensors[name] = Tensor(name, dtype_name(value.dtype), shape, storage, nbytes, offset)
         return name
@@ -200,7 +200,7 @@ class _Lowering:
             return result
         read = dict.fromkeys(v for v in leaves(self._read(node)) if v is not None)
         inputs, outputs, op_type = tuple(read), fresh, str(node.target)
-        if _draws(node):
+        if draws(node):
             inputs, outputs = (*inputs, *((self.token,) if self.token else ())), (*outputs, self._token(node.name))
             op_type = op_type if is_random(Operator("", op_type, (), ())) else f"random:{op_type}"
         self._add(node.name, op_type, inputs, outputs, call_cost(node))
@@ -220,7 +220,7 @@ class _Lowering:
         return None
 
     def _result(self, node: fx.Node, value: torch.Tensor, index: int, name: str, made: list[str]) -> str:
-        tensor = self._tensor(_unique(name, self.tensors), value)
+        tensor = self._tensor(unique(name, self.tensors), value)
         self.nodes[tensor] = NodeOutput(node.name, index)
         made.append(tensor)
         return tensor
@@ -241,7 +241,7 @@ class _Lowering:
 
     def _token(self, op: str) -> str:
         """What stands for the state of the random number generator behind `op`."""
-        self.token = _unique(f"{op}:random", self.tensors)
+        self.token = unique(f"{op}:random", self.tensors)
         self.tensors[self.token] = Tensor(self.token, OPAQUE, None, None, 0)
         return self.token
 
@@ -271,7 +271,7 @@ class _Lowering:
 
     def _version(self, op: str, tensor: str) -> str:
         """The tensor that `op` makes of `tensor` in place."""
-        version = _unique(f"{op}:{tensor}", self.tensors)
+        version = unique(f"{op}:{tensor}", self.tensors)
         self.tensors[version] = replace(self.tensors[tensor], id=version)
         return version
 
@@ -294,30 +294,3 @@ class _Lowering:
             if tensor is not None:
                 found[given.names[0] if given.names else given.node] = tensor
         return found
-
-
-def _draws(node: fx.Node) -> bool:
-    """Whether a call takes from the random number generator."""
-    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    schema = schema_of(node)
-    names = [a.name for a in schema.arguments]
-    given: Mapping[str, object] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    if given.get("train") is False or given.get("training") is False:
-        return False
-    return "dropout_p" not in names or given.get("dropout_p", 0.0) not in (0, 0.0)
-
-
-def _last_of_forward(graph: fx.Graph, results: Sequence[fx.Node | None]) -> int:
-    """The position of the last node that the forward's results need; -1 where they need none."""
-    wanted = {n for n in results if n is not None and n.op == "call_function"}
-    return max((i for i, n in enumerate(graph.nodes) if n in wanted), default=-1)
-
-
-def _unique(name: str, taken: Mapping[str, object]) -> str:
-    """`name`, or `name` with the first number that makes it new."""
-    found, count = name, 1
-    while found in taken:
-        count += 1
-        found = f"{name}#{count}"
-    return found

@@ -18,7 +18,7 @@ TURN = "turn"
 
 
 class Placeholder(Protocol):
-    """What a placeholder of a joint graph stands for; see `runtime.training.joint.Placeholder`."""
+    """What a placeholder of a joint graph stands for; see `runtime.training.joint_graph.Placeholder`."""
 
     @property
     def node(self) -> str: ...
@@ -29,7 +29,7 @@ class Placeholder(Protocol):
 
 
 class JointGraph(Protocol):
-    """Forward and backward of a module as one graph; see `runtime.training.joint.Joint`."""
+    """Forward and backward of a module as one graph; see `runtime.training.joint_graph.Joint`."""
 
     @property
     def module(self) -> fx.GraphModule: ...

@@ -22,7 +22,8 @@ from ..preflight import check_store, compute_unit
 from ..reading import WeightReader
 from .allocator import RegionStats, open_region
 from .emit import Code, emit_plain
-from .joint import Joint, Sections, compile_joint
+from .joint import compile_joint
+from .joint_graph import Joint, Sections
 from .losses import loss_of
 from .no_store import NoStore
 from .optimizer import PlannedOptimizer

@@ -20,8 +20,8 @@ from ...ir.program import TrainingProgram, Update
 from ..addresses import Addresses
 from ..arena import Arena
 from .allocator import SMALLEST_NBYTES, Slot
-from .emit import Call, Key
-from .joint import Joint
+from .emit_calls import Call, Key
+from .joint_graph import Joint
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ...ir.program import TrainingProgram
 from ..passes import PlanMemory, Stats, Stopwatch
 from .allocator import Region
 from .emit import emit
-from .joint import Joint
+from .joint_graph import Joint
 from .optimizer import PlannedOptimizer
 from .placement import Placement
 from .steering import Steering

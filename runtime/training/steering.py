@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .allocator import Region
-from .emit import Key
+from .emit_calls import Key
 from .placement import Placement
 
 

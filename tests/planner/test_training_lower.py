@@ -24,7 +24,8 @@ from tensorstow.planner.recompute_orders import Flow, is_random, recompute_order
 from tensorstow.planner.training import KEPT, StepLowered, live_nbytes, lower_joint, placed, with_updates
 from tensorstow.planner.training.optimizer import optimizer_calls
 from tensorstow.planner.validate import validate
-from tensorstow.runtime.training.joint import Joint, capture_joint
+from tensorstow.runtime.training.joint import capture_joint
+from tensorstow.runtime.training.joint_graph import Joint
 from tensorstow.runtime.training.losses import loss_of
 from tests.runtime.training_steps import Case, box, gpt, resnet
 

@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensorstow.ir.errors import PlanMismatchError
-from tensorstow.runtime.training.emit import Call, emit, emit_plain
+from tensorstow.runtime.training.emit import emit, emit_plain
+from tensorstow.runtime.training.emit_calls import Call
 from tensorstow.runtime.training.functions import function_of
-from tensorstow.runtime.training.joint import Joint, capture_joint
+from tensorstow.runtime.training.joint import capture_joint
+from tensorstow.runtime.training.joint_graph import Joint
 
 from .training_steps import gpt, resnet
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from tensorstow.ir.errors import InputError, PlanMismatchError
 from tensorstow.runtime.training.emit import emit_plain
-from tensorstow.runtime.training.joint import Joint, Sections, capture_joint, compile_joint
+from tensorstow.runtime.training.joint import capture_joint, compile_joint
+from tensorstow.runtime.training.joint_graph import Joint, Sections
 from tensorstow.runtime.training.losses import loss_of
 
 LOGGER = logging.getLogger("small")

@@ -19,6 +19,7 @@ from tensorstow.planner.build import plan_graph
 from tensorstow.planner.instance import make_instance
 from tensorstow.planner.training import KEPT, STATES, Scope, lower_joint, placed, with_updates
 from tensorstow.planner.training.clip import with_clipping
+from tensorstow.planner.training.in_place import results_in_place
 from tensorstow.planner.training.optimizer import optimizer_calls, split_updates
 from tensorstow.runtime.training.consumed import ConsumedGradient
 from tensorstow.runtime.training.joint import capture_joint
@@ -159,7 +160,7 @@ def plan_of(
 ) -> PlanFile:
     """A plan with the least memory that goes, and `share` of what more there would be if nothing left."""
     joint = capture_joint(case.module, case.batch, loss=case.loss or loss_of)
-    step = lower_joint(joint, name=type(case.module).__name__)
+    step = results_in_place(lower_joint(joint, name=type(case.module).__name__), joint)
     if optimizer is not None:
         step = split_updates(with_updates(step, optimizer_calls(optimizer, case.module)), 1 << 16)
     if clip is not None:
