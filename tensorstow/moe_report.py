@@ -7,7 +7,7 @@ from typing import Any
 from .ir.files import PlanFile
 from .ir.program import ExpertCaching
 from .ir.sizes import format_seconds, format_size
-from .moe_runs import caching_of, running
+from .moe_recording import caching_of, running
 
 SURPRISE = 0.05
 """Difference of hit rates from which on it is said whose assumption did not hold."""
@@ -22,6 +22,8 @@ def experts_text(file: PlanFile) -> str | None:
     count = sum(layer.experts for layer in caching.layers)
     where = f"{caching.slots} in all" if caching.shared else f"{caching.slots} a layer"
     policy = "least recent goes" if caching.decay is None else f"least used goes (decay {caching.decay:g} an event)"
+    if caching.memory:
+        policy = f"what followed the likest of {caching.memory:,} passes least goes, or the least recent"
     return (
         f"{count} in {layers} layers, {format_size(caching.nbytes)}, stay in the store; slots for {where}, {policy}; "
         f"hit rate {caching.hit_rate:.2f} {caching.rests_on}; computed one by one ('eager')"
@@ -64,6 +66,7 @@ def experts_facts(file: PlanFile) -> dict[str, Any] | None:
         "shared": caching.shared,
         "policy": caching.policy,
         "ahead": caching.ahead,
+        "memory": caching.memory,
         "hit_rate": caching.hit_rate,
         "rests_on": caching.rests_on,
         "traced": caching.traced,
@@ -100,6 +103,7 @@ def run_facts(file: PlanFile, executor: object) -> dict[str, Any] | None:
         "read_nbytes": stats.read_nbytes,
         "predicted_read_nbytes": caching.read_nbytes,
         "stalled_s": stats.stalled_ns * 1e-9,
+        "decided_s": stats.decided_ns * 1e-9,
         "predicted_wait_s": caching.wait_s,
         "predicted_at_hit_rate_s": _at_rate_s(file, caching, stats.hit_rate),
     }

@@ -1,4 +1,4 @@
-"""Plans that leave experts in the store: how one is made, timed, bounded and run."""
+"""Plans that leave experts in the store: how one is made, bounded and run; `moe_predict` says how it is timed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .ir.errors import InputError
-from .ir.files import PlanFile
 from .ir.machine import Machine, TierKind
 from .ir.plan import Plan
 from .ir.program import ExpertCaching, ModuleProgram
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
     from .models import Model
     from .modules import ModuleModel
-    from .planner.experts.record import Recorder
-    from .planner.experts.trace import Trace
+    from .moe_predict import Expected, Passing
     from .planner.pytorch import ModuleLowered, OpLowered
     from .planner.pytorch.experts import Routed
     from .planner.pytorch.experts_list import Listed
     from .runtime.module.executor import ModuleExecutor
-    from .runtime.module.experts import ExpertForwards
 
 
 def lower_experts(model: ModuleModel) -> tuple[OpLowered, tuple[Listed, ...]]:
@@ -57,101 +52,48 @@ def with_routing(model: Model, path: Path) -> Model:
     return replace(model, routing=path)
 
 
-def cache_experts(
-    found: ModuleLowered,
-    lowered: OpLowered,
-    module: nn.Module,
-    machine: Machine,
-    lists: tuple[Listed, ...] = (),
-    *,
-    routing: Path | None = None,
-    beside_nbytes: int = 0,
-) -> ModuleLowered:
-    """`found` with its experts left in the store, where the machine computes from dram, they do not fit its budget, and
-    reading chosen ones moves fewer bytes than reading all. `routing` is a trace by which to predict hits. Raises
-    InfeasibleError."""
+def cache_experts(passing: Passing, lists: tuple[Listed, ...] = (), *, beside_nbytes: int = 0) -> ModuleLowered:
+    """The pass with its experts left in the store, where the machine computes from dram, they do not fit its budget,
+    and reading chosen ones moves fewer bytes than reading all. Raises InfeasibleError."""
+    from .moe_predict import expected_best, recall_memory
     from .planner.pytorch.experts import choose_caching
+    from .runtime.module.experts_recall import recall_nbytes
 
-    found, layers = _layers(found, lowered, module, machine, lists)
-    caching = choose_caching(found, layers, machine, beside_nbytes=beside_nbytes)
-    if caching is None:
+    found, layers = _layers(passing.found, passing.lowered, passing.module, passing.machine, lists)
+    planned = choose_caching(found, layers, passing.machine, beside_nbytes=beside_nbytes)
+    if planned is None:
         return found
+    memory, remembering = recall_memory(planned), None
+    if memory:
+        more = recall_nbytes([r.layer.experts for r in layers], memory)
+        smaller = choose_caching(found, layers, passing.machine, beside_nbytes=beside_nbytes + more)
+        if smaller is not None and not smaller.shared:
+            remembering = replace(smaller, memory=memory)
     tokens = max(routed.tokens for routed in layers)
-    choices = [caching] if routing is None else [caching, replace(caching, ahead=0)]
-    expected = [_predicted(choice, found, tokens, machine, routing) for choice in choices]
-    return _left(found, min(expected, key=lambda choice: choice.wait_s), machine)
+    return _left(expected_best(planned, remembering, replace(passing, found=found), tokens), passing.machine)
 
 
-def cache_like(
-    found: ModuleLowered,
-    lowered: OpLowered,
-    module: nn.Module,
-    machine: Machine,
-    like: ExpertCaching,
-    *,
-    routing: Path | None = None,
-) -> ModuleLowered:
-    """`found`, another pass of the module whose experts are cached as `like` says, with what that pass waits for."""
+def cache_like(passing: Passing, like: ExpertCaching) -> ModuleLowered:
+    """Another pass of the module whose experts are cached as `like` says, with what that pass waits for."""
+    from .moe_predict import expected
     from .planner.pytorch.experts import find_fused
 
-    tokens = max((routed.tokens for routed in find_fused(module, lowered)), default=like.tokens)
-    if tokens != like.tokens:
-        like = _predicted(like, found, tokens, machine, routing)
-    return _left(found, like, machine)
+    tokens = max((routed.tokens for routed in find_fused(passing.module, passing.lowered)), default=like.tokens)
+    return _left(expected(like, passing, tokens), passing.machine)
 
 
-def _left(found: ModuleLowered, caching: ExpertCaching, machine: Machine) -> ModuleLowered:
-    """`found` with its experts in the store, and what they are waited for in the times of its operators."""
+def _left(expected: Expected, machine: Machine) -> ModuleLowered:
+    """The pass with its experts in the store, and what they are waited for in the times of its operators."""
     from .planner.pytorch.experts import leave_experts
     from .planner.pytorch.experts_time import expert_operators, with_waits
+    from .runtime.module.experts_recall import recall_nbytes
 
-    operators = expert_operators(found, caching.layers)
-    left = leave_experts(found, caching)
+    caching = expected.caching
+    operators = expert_operators(expected.found, caching.layers)
+    counts = [layer.experts for layer in caching.layers]
+    remembered_nbytes = recall_nbytes(counts, caching.memory) if caching.memory else 0
+    left = leave_experts(expected.found, caching, remembered_nbytes=remembered_nbytes)
     return replace(left, graph=with_waits(left.graph, operators, caching.wait_ns, machine.units[0]))
-
-
-def _predicted(
-    caching: ExpertCaching, found: ModuleLowered, tokens: int, machine: Machine, routing: Path | None
-) -> ExpertCaching:
-    """`caching` with what is to be expected of a pass of `tokens`. Raises InputError for a trace of another model."""
-    from .moe_forecast import drawn_passes, forecast, traced_passes
-    from .planner.lookups import store_link
-    from .planner.pytorch.experts_time import pace_of
-
-    trace = None if routing is None else _trace_of(caching, routing)
-    passes = drawn_passes(caching, tokens) if trace is None else traced_passes(trace, tokens)
-    pace, link = pace_of(found, caching.layers, machine.units[0]), store_link(machine)
-    expected = forecast(caching, pace, link, passes)
-    caching = replace(
-        caching,
-        hit_rate=expected.hit_rate,
-        tokens=tokens,
-        wait_ns=tuple(round(ns) for ns in expected.wait_ns),
-        read_nbytes=expected.read_nbytes,
-    )
-    if routing is None:
-        return caching
-    after = f" after {expected.warm}" if expected.warm else ""
-    return replace(
-        caching,
-        least_nbytes=expected.least_nbytes,
-        traced=True,
-        rests_on=f"in the last {expected.passes} passes{after} of {routing.name}",
-    )
-
-
-def _trace_of(caching: ExpertCaching, path: Path) -> Trace:
-    """The trace in the file `path`. Raises InputError for one of another model."""
-    from .planner.experts.trace import read_trace
-
-    counts = {layer.experts for layer in caching.layers}
-    trace = read_trace(path, max(counts))
-    if trace.layers != len(caching.layers) or len(counts) > 1:
-        raise InputError(
-            f"{path} has {trace.layers} layers, the model {len(caching.layers)} with {sorted(counts)} experts; give a "
-            "trace that was recorded of this model"
-        )
-    return trace
 
 
 def bounded(plan: Plan, caching: ExpertCaching, machine: Machine) -> Plan:
@@ -235,71 +177,3 @@ def compute_eagerly(module: Any) -> None:
         switch = getattr(part, "set_experts_implementation", None)
         if switch is not None:
             switch("eager")
-
-
-def caching_of(file: PlanFile) -> ExpertCaching | None:
-    return None if file.module is None else file.module.experts
-
-
-def running(executor: object) -> ExpertForwards | None:
-    """The experts of an executor, or of what holds one."""
-    return getattr(getattr(executor, "executor", executor), "experts", None)
-
-
-def record_routing(experts: ExpertForwards) -> Recorder:
-    """From now on record what routers choose; `recorder.trace()` is it. A prompt begins where the first layer is asked
-    by more tokens than in the call before. Raises InputError where routing is not seen."""
-    from .planner.experts.record import Recorder
-
-    layers = experts.reading.layers
-    # of lists no router says how many experts a token may ask for
-    width = max(x.top_k if x.fused else x.experts for x in layers)
-    recorder = Recorder(len(layers), max(x.experts for x in layers), width)
-    before = 0
-
-    def add(layer: int, ids: NDArray[np.int64], gates: NDArray[np.float32] | None) -> None:
-        nonlocal before
-        if layer == 0:
-            if len(ids) > before:
-                recorder.begin()
-            before = len(ids)
-        recorder.add(layer, ids, gates)
-
-    experts.record(add)
-    return recorder
-
-
-def narrowed(trace: Trace) -> Trace:
-    """The same, as wide as its largest set: sets are filled up with -1 at their ends."""
-    width = max(1, int((trace.ids >= 0).sum(axis=2).max()))
-    gates = None if trace.gates is None else trace.gates[:, :, :width]
-    return replace(trace, ids=trace.ids[:, :, :width], gates=gates)
-
-
-class RoutingFile:
-    """Routing of a run, to be written to `path`. Raises InputError for a plan that caches no experts."""
-
-    def __init__(self, file: PlanFile, path: Path) -> None:
-        if caching_of(file) is None:
-            raise InputError(
-                "--record-routing records what experts tokens choose; the plan caches none: plan a "
-                "mixture-of-experts model for less memory than its experts take"
-            )
-        self._path = path
-        self._experts: ExpertForwards | None = None
-        self._recorder: Recorder | None = None
-
-    def begin(self, executor: object) -> None:
-        """Record from now on what `executor` runs."""
-        self._experts = running(executor)
-        assert self._experts is not None
-        self._recorder = record_routing(self._experts)
-
-    def write(self) -> None:
-        """Write what was recorded, and record no more."""
-        from .planner.experts.trace import write_trace
-
-        assert self._recorder is not None
-        assert self._experts is not None
-        self._experts.record(None)
-        write_trace(narrowed(self._recorder.trace()), self._path)

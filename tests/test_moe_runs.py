@@ -13,8 +13,10 @@ import torch
 from tensorstow.ir.errors import InputError
 from tensorstow.ir.files import read_plan
 from tensorstow.ir.program import ExpertCaching, ExpertLayer
+from tensorstow.moe_recording import narrowed, record_routing
 from tensorstow.moe_report import run_texts
-from tensorstow.moe_runs import narrowed, reads_hidden, record_routing
+from tensorstow.moe_runs import reads_hidden
+from tensorstow.planner.experts.trace import Trace, write_trace
 from tensorstow.runtime.module.experts_record import ListCall
 from tests.conftest import Cli
 
@@ -82,9 +84,11 @@ def test_experts_that_do_not_fit_are_cached(cli: Cli, olmoe: Path, tmp_path: Pat
 def test_what_fits_and_what_reads_everything_anyway_is_planned_as_a_whole(
     cli: Cli, olmoe: Path, tmp_path: Path
 ) -> None:
-    plan = tmp_path / "plan.json"
+    plan, trace = tmp_path / "plan.json", tmp_path / "trace.npz"
+    write_trace(Trace(np.zeros((3, 2, 1), np.int32), 16, np.array([0, 3], np.int64), ("",)), trace)
     for options in (["--tier", "dram=64MiB"], ["--tier", "dram=13MiB", "--dim", "length=64"]):
-        said = cli("plan", f"hf:{olmoe}", *options, "-o", plan, "--json")
+        said = cli("plan", f"hf:{olmoe}", *options, "--routing", trace, "-o", plan, "--json")
+        assert "--routing trace.npz does not count" in said.err
         assert said.status == 0, said.err
         assert "experts" not in said.json
 

@@ -172,6 +172,20 @@ def choose_caching(
     return ExpertCaching(tuple(r.layer for r in layers), slots, shared, DECAY, top_k, hit_rate, UNIFORM)
 
 
+def streamed_nbytes(found: ModuleLowered, caching: ExpertCaching, machine: Machine) -> int:
+    """What a pass reads of the other weights, at the least: the part for which there is no room beside the slots.
+    `found` still has its experts."""
+    rest = _Sizes.of(without_experts(found, caching.layers), machine)
+    needed = rest.resident_nbytes + slots_nbytes(found, caching)
+    return max(0, needed - machine.tier[machine.units[0].tier].usable_nbytes)
+
+
+def slots_nbytes(found: ModuleLowered, caching: ExpertCaching) -> int:
+    """Of all slots. `found` still has its experts."""
+    each = [slot_nbytes(found, layer) for layer in caching.layers]
+    return caching.slots * (max(each) if caching.shared else sum(each))
+
+
 def _uniform(layers: Sequence[Routed], slots: int, *, shared: bool) -> float:
     """Share of what a pass asks for that is in memory where every expert is as likely as any other."""
     if shared:
@@ -202,10 +216,10 @@ def smallest_caching(layers: Sequence[Routed]) -> ExpertCaching | None:
     return ExpertCaching(tuple(r.layer for r in layers), 1, True, DECAY, 0, 0.0, UNIFORM)
 
 
-def leave_experts(found: ModuleLowered, caching: ExpertCaching) -> ModuleLowered:
-    """`found` without the experts that `caching` caches, and with the memory that this takes beside the plan."""
-    slots = [slot_nbytes(found, layer) for layer in caching.layers]
-    nbytes = caching.slots * (max(slots) if caching.shared else sum(slots))
+def leave_experts(found: ModuleLowered, caching: ExpertCaching, *, remembered_nbytes: int = 0) -> ModuleLowered:
+    """`found` without the experts that `caching` caches, and with the memory that this takes beside the plan: the
+    slots, and `remembered_nbytes` for what the policy remembers."""
+    nbytes = slots_nbytes(found, caching) + remembered_nbytes
     changed = without_experts(found, caching.layers)
     graph = changed.graph
     operators = tuple(replace(op, workspace_nbytes=op.workspace_nbytes + nbytes) for op in graph.operators)

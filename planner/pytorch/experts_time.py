@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from ...ir.graph import Graph
+from ...ir.graph import Graph, Operator
 from ...ir.machine import Unit
 from ...ir.program import ExpertLayer
 from ..costs import duration_ns
 from .experts import expert_parameters
-from .parts import ModuleLowered
+from .lowered import OpLowered
+from .parts import ModuleLowered, part_spans
+
+
+class LoopTime(Protocol):
+    """Nanoseconds of a call of a layer's loop over experts, as it was measured (`runtime.module.experts_loop`)."""
+
+    @property
+    def fixed_ns(self) -> float:
+        """Of a call."""
+        ...
+
+    @property
+    def each_ns(self) -> float:
+        """For every expert that its tokens ask for."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
     """Nanoseconds of a pass by layer with experts: `before_ns` since the layer before it was done (of the first one:
-    since the last one of the pass before), `experts_ns` for all that is computed with experts."""
+    since the last one of the pass before); `fixed_ns` for what a call of its experts takes however many are asked for,
+    and `each_ns` for each of these."""
 
     before_ns: tuple[int, ...]
-    experts_ns: tuple[int, ...]
+    fixed_ns: tuple[float, ...]
+    each_ns: tuple[float, ...]
 
 
 def expert_operators(found: ModuleLowered, layers: Sequence[ExpertLayer]) -> tuple[tuple[int, ...], ...]:
@@ -38,17 +56,46 @@ def expert_operators(found: ModuleLowered, layers: Sequence[ExpertLayer]) -> tup
     return tuple(result)
 
 
-def pace_of(found: ModuleLowered, layers: Sequence[ExpertLayer], unit: Unit) -> Pace:
-    """What a pass of `found` takes on `unit` when no expert is waited for."""
+def without_products(
+    found: ModuleLowered, lowered: OpLowered, layers: Sequence[ExpertLayer], looked_up: frozenset[str], unit: Unit
+) -> ModuleLowered:
+    """`found`, the parts of `lowered`, without the times of what the layers' own modules were traced as: the loop that
+    runs in their place is timed by itself."""
+    inside = {layer.module for layer in layers}
+    operators: list[Operator] = []
+    for op, span in zip(found.graph.operators, part_spans(lowered, looked_up), strict=True):
+        traced = [lowered.graph.operators[i] for i in span]
+        ns = sum(duration_ns(o, unit) for o in traced if lowered.calls[o.id].module in inside)
+        operators.append(replace(op, measured_ns=max(1, duration_ns(op, unit) - ns)) if ns else op)
+    return replace(found, graph=replace(found.graph, operators=tuple(operators)))
+
+
+def pace_of(
+    found: ModuleLowered,
+    layers: Sequence[ExpertLayer],
+    unit: Unit,
+    asked: Sequence[float],
+    loops: Sequence[LoopTime] | None = None,
+) -> Pace:
+    """What a pass of `found` takes on `unit` when no expert is waited for.
+
+    With `loops`, `found` is one `without_products`, and these are its experts' times. Else its operators' times are
+    theirs, for as many experts as are `asked` for in the mean of each layer.
+    """
     durations = [duration_ns(op, unit) for op in found.graph.operators]
     computing = expert_operators(found, layers)
-    experts = tuple(sum(durations[i] for i in ops) for ops in computing)
+    if loops is not None:  # an expert's operators are those that come between now
+        computing = tuple(ops[:1] for ops in computing)
     before: list[int] = []
     for number, ops in enumerate(computing):
         last = computing[number - 1][-1]
-        between = range(last + 1, ops[0]) if number else (*range(last + 1, len(durations)), *range(ops[0]))
+        begin = last if loops is not None else last + 1
+        between = range(begin, ops[0]) if number else (*range(begin, len(durations)), *range(ops[0]))
         before.append(sum(durations[i] for i in between))
-    return Pace(tuple(before), experts)
+    if loops is not None:
+        return Pace(tuple(before), tuple(x.fixed_ns for x in loops), tuple(x.each_ns for x in loops))
+    each = tuple(sum(durations[i] for i in ops) / max(n, 1.0) for ops, n in zip(computing, asked, strict=True))
+    return Pace(tuple(before), (0.0,) * len(each), each)
 
 
 def with_waits(graph: Graph, operators: Sequence[tuple[int, ...]], wait_ns: Sequence[int], unit: Unit) -> Graph:

@@ -85,6 +85,13 @@ def parts(
     return ModuleLowered(_graph(lowered, placed, operators), _program(placed, ids, found, program_lookups))
 
 
+def part_spans(lowered: OpLowered, looked_up: frozenset[str] = frozenset()) -> tuple[range, ...]:
+    """By part of `parts(lowered, ..., looked_up=looked_up)`, the numbers of its operators in `lowered.graph`."""
+    lookups = {op: s for s in looked_up for op in tables(lowered)[s]}
+    found = _split(lowered, frozenset(placed_weights(lowered)), lookups)
+    return tuple(range(part.start, part.stop) for part in found)
+
+
 def _split(lowered: OpLowered, placed: frozenset[str], lookups: dict[str, str]) -> list[_Part]:
     """The parts, in order; they cover all operators."""
     graph = lowered.graph

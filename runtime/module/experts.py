@@ -27,11 +27,12 @@ from . import forwards
 from .experts_ahead import Followers, foresee
 from .experts_bind import Held, Slices, expert_pieces, held_by_experts
 from .experts_cache import ExpertCache, ExpertStats
+from .experts_recall import make_worths
 from .experts_record import ListCall
 from .experts_slots import ExpertSlots
+from .experts_worth import Worth
 from .functions import refuse_write
 from .replaced import Forward, Replaced
-from .weights import Weights
 
 READERS = 4
 """Threads that read experts."""
@@ -77,29 +78,24 @@ class ExpertForwards:
         self._lock = threading.RLock()
         self._replaced = Replaced()
         self._slots: list[ExpertSlots] = []
+        self._worths: list[Worth] = []
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
         try:
             groups = [list(range(len(pieces)))] if reading.shared else [[number] for number in range(len(pieces))]
-            for group in groups:
+            for group, worth in zip(groups, make_worths(reading), strict=True):
                 together = [expert for number in group for expert in pieces[number]]
                 slots = min(reading.slots, len(together))
-                self._add(weights, group, ExpertSlots(weights, together, slots, self.stats, tier=tier))
+                self._add(group, ExpertSlots(weights, together, slots, self.stats, tier=tier), worth)
         except BaseException:
             self.close()
             raise
         for layer in self.layers:
             self._install(modules, layer)
 
-    def _add(self, weights: Weights, group: Sequence[int], slots: ExpertSlots) -> None:
+    def _add(self, group: Sequence[int], slots: ExpertSlots, worth: Worth) -> None:
         self._slots.append(slots)
-        cache = ExpertCache(
-            len(slots.experts),
-            slots.slots,
-            slots.load,
-            self._pool,
-            decay=self.reading.decay,
-            stats=self.stats,
-        )
+        self._worths.append(worth)
+        cache = ExpertCache(len(slots.experts), slots.slots, slots.load, self._pool, stats=self.stats, worth=worth)
         first = 0
         for number in group:
             about = self.reading.layers[number]
@@ -114,8 +110,8 @@ class ExpertForwards:
 
     @property
     def memory_nbytes(self) -> int:
-        """Of all slots and of the counts."""
-        return sum(s.nbytes for s in self._slots) + self._followers.nbytes
+        """Of all slots and of what is remembered."""
+        return sum(x.nbytes for x in (*self._slots, *self._worths, self._followers))
 
     def record(self, routing: Routing | None) -> None:
         """From now on tell `routing` what routers choose; None ends that. Of lists of experts that is told by the rows
@@ -256,6 +252,11 @@ def _check(reading: ExpertCaching) -> None:
         raise InputError(
             f"experts are cached with a decay of {reading.decay} and {reading.ahead} read ahead: give a decay above 0, "
             "up to 1, and 0 or more ahead"
+        )
+    if reading.memory < 0 or (reading.memory and (reading.shared or not all(x.fused for x in reading.layers))):
+        raise InputError(
+            f"experts are cached by what followed in {reading.memory} passes: give 0 or more, and 0 for layers that "
+            "share slots and for lists of experts"
         )
     names = [layer.module for layer in reading.layers]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -1,7 +1,8 @@
 """Which experts the next layer will probably ask for: those that mostly followed what this one has asked for.
 
 Counts of pairs, learned while the module runs. A read that turns out vain holds up the link for as long as a right one
-saves, so an expert is only taken where it followed at least every second time.
+saves, so an expert is only taken where it followed at least every second time. And nothing is read unless that held of
+late: what would be read is noted at every event, whether it is read or not, and compared with what is asked for next.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ after one use, is no certainty."""
 MEMORY = 256
 """Uses of an expert after which its counts are halved: routing changes with the text."""
 
+LEAST_JUDGED = 8
+"""Reads of which it must be known whether they were right, before any is begun."""
+JUDGED = 16
+"""Reads after which those judged before count half."""
+
 
 class Followers:
     """Pairs of experts of consecutive layers, of `experts[l]` experts each; after the last layer comes the first."""
@@ -30,6 +36,8 @@ class Followers:
         self._pairs = [np.zeros((e, f), np.float32) for e, f in zip(experts, after, strict=True)]
         self._uses = [np.zeros(e, np.float32) for e in experts]
         self._before: tuple[int, NDArray[np.int64]] | None = None
+        self._guess: tuple[int, list[tuple[int, int | None]]] | None = None
+        self._right, self._judged = 0.0, 0.0
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +59,28 @@ class Followers:
 
     def forget(self) -> None:
         """What comes next does not follow what was told last."""
-        self._before = None
+        self._before = self._guess = None
+
+    def guess(self, layer: int, exchanges: list[tuple[int, int | None]]) -> None:
+        """Before `layer` asks, these experts are read, or would be, each in place of another one."""
+        self._guess = layer, exchanges
+
+    def judge(self, layer: int, chosen: Sequence[int]) -> None:
+        """`layer` asks for `chosen`: a read was right that brought one of these and did not take another one away."""
+        guess, self._guess = self._guess, None
+        if guess is None or guess[0] != layer:
+            return
+        asked = frozenset(chosen)
+        for expert, victim in guess[1]:
+            self._right += (expert in asked) - (victim in asked)
+            self._judged += 1
+        if self._judged > 2 * JUDGED:
+            self._right, self._judged = self._right / 2, self._judged / 2
+
+    @property
+    def trusted(self) -> bool:
+        """Whether at least every second read of late was right, or would have been."""
+        return self._judged >= LEAST_JUDGED and self._right >= LEAST_CHANCE * self._judged
 
     def likely(self, layer: int, chosen: Sequence[int], most: int) -> list[int]:
         """Up to `most` experts of the next layer, the likeliest first."""
@@ -89,7 +118,12 @@ def foresee(followers: Followers, layers: Sequence[Cached], layer: Cached, asked
     if not most or not asked or len(asked) > layer.cache.slots:
         followers.forget()  # of so many, nothing is learned
         return
+    followers.judge(layer.number, asked)
     followers.learn(layer.number, asked)
     after = layers[(layer.number + 1) % len(layers)]
-    likely = followers.likely(layer.number, asked, most)
-    after.cache.ahead(after.objects(likely), LEAST_CHANCE, layer.cache.under_way)
+    likely = after.objects(followers.likely(layer.number, asked, most))
+    first = after.objects([0])[0]
+    exchanges = after.cache.exchanges(likely, LEAST_CHANCE)
+    followers.guess(after.number, [(e - first, None if v is None else v - first) for e, v in exchanges])
+    if followers.trusted:
+        after.cache.ahead(likely, LEAST_CHANCE, layer.cache.under_way)

@@ -13,14 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-_LARGE = 1e200
-"""Above this, worths are scaled back, long before they overflow."""
+from .experts_worth import Counts, Worth
 
 
 @dataclass(slots=True)
 class ExpertStats:
     """What a cache has done: sets that were asked for, experts of them that were here and that had to be loaded, those
-    loaded ahead and those of them that were used; bytes read, and time waited for them."""
+    loaded ahead and those of them that were used; bytes read, time waited for them, and time taken to rank them."""
 
     events: int = 0
     hits: int = 0
@@ -29,6 +28,7 @@ class ExpertStats:
     ahead_used: int = 0
     read_nbytes: int = 0
     stalled_ns: int = 0
+    decided_ns: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -40,8 +40,9 @@ class ExpertStats:
 class ExpertCache:
     """`slots` places for `objects` experts. `load(expert, slot)` fills a place, on a thread of `pool`.
 
-    Called by one thread at a time: `begin`, `need` for each expert as it is used, `end`. `decay` is that of
-    `ir.program.ExpertCaching`. A load that fails raises in `need`, and is tried again when it is next asked for.
+    Called by one thread at a time: `begin`, `need` for each expert as it is used, `end`. What goes has the least of
+    `worth`; without one, it is counted by the `decay` of `ir.program.ExpertCaching`. A load that fails raises in
+    `need`, and is tried again when it is next asked for.
     """
 
     def __init__(
@@ -51,23 +52,20 @@ class ExpertCache:
         load: Callable[[int, int], None],
         pool: ThreadPoolExecutor,
         *,
-        decay: float | None,
         stats: ExpertStats,
+        decay: float | None = None,
+        worth: Worth | None = None,
     ) -> None:
         self.slots = min(slots, objects)
         self.slot_of: dict[int, int] = {}
         self.stats = stats
         self._load = load
         self._pool = pool
-        self._decay = decay
+        self._worth = Counts(objects, decay) if worth is None else worth
         self._free = list(range(self.slots))[::-1]
         self._loads: dict[int, Future[None]] = {}  # of experts in slots, until somebody has waited for them
         self._leaving: dict[int, Future[None]] = {}  # by slot, what may still be writing to it
         self._ahead: set[int] = set()  # loaded ahead, and not used yet
-        self._worth = [0.0] * objects
-        self._last = [(-1, 0)] * objects
-        self._scale = 1.0
-        self._now = 0
         self._wanted: dict[int, None] = {}
         self._used: set[int] = set()
         self._pending: deque[int] = deque()
@@ -79,17 +77,16 @@ class ExpertCache:
         self.end()
         self._sweep()
         self.stats.events += 1
-        self._now += 1
-        if self._decay is not None:
-            self._scale /= self._decay
-            if self._scale > _LARGE:
-                self._worth = [w / self._scale for w in self._worth]
-                self._scale = 1.0
         if wanted:
             self._forgo(frozenset(wanted))
         self._wanted = dict.fromkeys(wanted)
+        began = perf_counter_ns()
+        self._worth.begin()
         for rank, expert in enumerate(wanted):
-            self._count(expert, rank)
+            self._worth.count(expert, rank)
+        if wanted:
+            self._worth.told(wanted)
+        self.stats.decided_ns += perf_counter_ns() - began
         here = [e for e in wanted if e in self.slot_of]
         self.stats.hits += len(here)
         self._note_used(here)
@@ -150,25 +147,26 @@ class ExpertCache:
         """Begin to load what will be asked for next with at least this `chance`, in place of what was asked for less
         often than that, the least worth first. What is waited for now has the link first: the loads `after`, which
         were handed to the same pool before."""
-        most = float("inf") if self._decay is None else chance * self._scale / max(1 - self._decay, 1e-9)
-        for expert in experts:
-            if expert not in self.slot_of:
-                slot = self._spare(frozenset(experts), most)
-                if slot is None:
-                    return
-                self._ahead.add(expert)
-                self.stats.ahead += 1
-                self._start(expert, slot, tuple(after))
+        for expert, victim in self.exchanges(experts, chance):
+            slot = self._free.pop() if victim is None else self._drop(victim)
+            self._ahead.add(expert)
+            self.stats.ahead += 1
+            self._start(expert, slot, tuple(after))
 
-    def _count(self, expert: int, rank: int) -> None:
-        self._last[expert] = (self._now, -rank)  # of a set, the one of the smaller gate counts as the older
-        if self._decay is not None:
-            self._worth[expert] += self._scale
+    def exchanges(self, experts: Sequence[int], chance: float = 0.5) -> list[tuple[int, int | None]]:
+        """What `ahead` loads of `experts`, and in place of what; None for a slot that is free."""
+        missing = [e for e in experts if e not in self.slot_of]
+        if not missing:
+            return []
+        kept = frozenset(experts)
+        others = [e for e in self.slot_of if e not in self._wanted and e not in kept and self._worth.rarely(e, chance)]
+        free: list[int | None] = [None] * len(self._free)
+        return list(zip(missing, (*free, *sorted(others, key=self._worth.key)), strict=False))
 
     def _enter(self, expert: int) -> None:
         """One more of the event at hand."""
         self._wanted[expert] = None
-        self._count(expert, -len(self._wanted))
+        self._worth.count(expert, -len(self._wanted))
         if expert in self.slot_of:
             self.stats.hits += 1
             self._note_used([expert])
@@ -199,15 +197,8 @@ class ExpertCache:
             self.stats.misses += 1
             self._start(self._pending.popleft(), slot)
 
-    def _spare(self, kept: frozenset[int], most: float) -> int | None:
-        """A slot that is free, or of what has the least worth, up to `most`, and is neither wanted nor of `kept`."""
-        if self._free:
-            return self._free.pop()
-        others = [e for e in self.slot_of if e not in self._wanted and e not in kept and self._worth[e] <= most]
-        return self._drop(self._least(others)) if others else None
-
     def _least(self, experts: list[int]) -> int:
-        return min(experts, key=lambda e: (self._worth[e], self._last[e]))
+        return min(experts, key=self._worth.key)
 
     def _room(self) -> int | None:
         """A slot that is free, or of what has the least worth and is not wanted any more."""

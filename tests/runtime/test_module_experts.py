@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -12,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tensorstow.ir.errors import ExecutionError, InputError, PlanMismatchError
 from tensorstow.ir.plan import Plan
@@ -24,12 +21,8 @@ from tensorstow.planner.pytorch import ModuleLowered, lower_module, parts
 from tensorstow.planner.pytorch.experts import find_fused, leave_experts, placed_layers, without_experts
 from tensorstow.runtime.module import ModuleExecutor
 from tensorstow.runtime.module.experts import ExpertForwards
-from tensorstow.runtime.module.experts_ahead import Followers
 from tensorstow.runtime.module.experts_bind import Slices
-from tensorstow.runtime.module.experts_cache import ExpertCache, ExpertStats
 from tensorstow.runtime.store_memory import store_module
-from tensorstow.solvers.caching.counted import DECAYED, LRU, replay_counted
-from tensorstow.solvers.caching.problem import Requests
 
 from ..graphs import machine
 from .recorded import release
@@ -105,11 +98,11 @@ def planned(kind: str) -> tuple[ModuleLowered, tuple[ExpertLayer, ...], Plan]:
 
 @contextmanager
 def cached(
-    model: Any, *, slots: int, shared: bool = False, decay: float | None = 0.95, ahead: int = 0
+    model: Any, *, slots: int, shared: bool = False, decay: float | None = 0.95, ahead: int = 0, memory: int = 0
 ) -> Generator[tuple[ModuleExecutor, ExpertForwards]]:
     """`model` run by a plan, its experts in so many slots; its own weights are gone."""
     whole, layers, plan = planned(type(model).__name__)
-    caching = ExpertCaching(layers, slots, shared, decay, ahead, 0.0, "")
+    caching = ExpertCaching(layers, slots, shared, decay, ahead, 0.0, "", memory=memory)
     found = leave_experts(whole, caching)
     at = machine(64 << 20, bytes_per_s=2e9)
     assert not {r.storage for r in plan.residencies} & {s.id for s in found.graph.storages if s.kind == "expert"}
@@ -133,7 +126,7 @@ def same(model: Any, reference: Any, ids: torch.Tensor) -> bool:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bits_are_those_of_the_eager_loop(name: str) -> None:
     model, reference = build(name), eager(name)
-    with cached(model, slots=3, ahead=2) as (_, experts):
+    with cached(model, slots=3, ahead=2, memory=16) as (_, experts):
         torch.manual_seed(0)
         for tokens in (1, 1, 7, 2, 1):
             assert same(model, reference, torch.randint(3, 96, (2, tokens)))
@@ -247,7 +240,7 @@ def test_what_the_loop_may_not_do_is_refused() -> None:
         other = build("mixtral")
         with pytest.raises(PlanMismatchError, match="does not place"):
             ExpertForwards(other, experts.reading)
-        for wrong in ({"slots": 0}, {"layers": ()}, {"decay": 0.0}, {"decay": 1.5}, {"ahead": -1}):
+        for wrong in ({"slots": 0}, {"layers": ()}, {"decay": 0.0}, {"decay": 1.5}, {"ahead": -1}, {"memory": -1}):
             with pytest.raises(InputError):
                 ExpertForwards(model, replace(experts.reading, **wrong))
         first = experts.reading.layers[0]
@@ -277,76 +270,3 @@ def test_an_expert_cannot_be_written() -> None:
         finally:
             kind.forward.__wrapped__ = original
         assert same(model, reference, torch.tensor([[5]]))
-
-
-@contextmanager
-def bare(objects: int, slots: int, decay: float | None = 0.95) -> Generator[tuple[ExpertCache, list[int]]]:
-    """A cache alone, and what its slots hold."""
-    content = [-1] * slots
-
-    def load(expert: int, slot: int) -> None:
-        content[slot] = expert
-
-    with ThreadPoolExecutor(2) as pool:
-        yield ExpertCache(objects, slots, load, pool, decay=decay, stats=ExpertStats()), content
-
-
-@pytest.mark.parametrize(("decay", "policy"), [(None, LRU), (0.95, DECAYED)])
-@pytest.mark.parametrize("slots", [3, 5, 8])
-def test_hits_are_those_of_the_replay_of_the_trace(slots: int, decay: float | None, policy: Any) -> None:
-    generator = np.random.default_rng(3)
-    popular = generator.permutation(12)
-    ids = np.stack([popular[np.argsort(generator.random(12) * np.arange(1, 13))[:3]] for _ in range(400)])
-    requests = Requests(ids[:, None].astype(np.int32), np.ones((1, 12), np.int64))
-    wanted = replay_counted(requests, slots, policy)
-    with bare(12, slots, decay) as (kept, content):
-        for row, hits in zip(ids.tolist(), wanted.hits[:, 0].tolist(), strict=True):
-            before = kept.stats.hits
-            kept.begin(row)
-            for expert in sorted(row):
-                assert content[kept.need(expert)] == expert
-            kept.end()
-            assert kept.stats.hits - before == hits
-        assert kept.stats.misses == int(wanted.loaded.sum())
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    slots=st.integers(1, 6),
-    events=st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, unique=True), st.booleans()), max_size=12),
-    ahead=st.lists(st.lists(st.integers(0, 9), unique=True, max_size=3), min_size=12, max_size=12),
-    order=st.randoms(use_true_random=False),
-)
-def test_a_slot_always_holds_what_was_needed(slots: int, events: Any, ahead: Any, order: Any) -> None:
-    with bare(10, slots) as (kept, content):
-        asked = 0
-        for (wanted, told), more in zip(events, ahead, strict=False):
-            kept.begin(wanted if told else ())
-            uses = sorted(wanted) if told else order.sample(wanted, len(wanted))
-            for expert in uses:
-                assert content[kept.need(expert)] == expert
-                assert content[kept.need(expert)] == expert
-            kept.end()
-            asked += len(wanted)
-            assert len(kept.slot_of) <= slots
-            assert len(set(kept.slot_of.values())) == len(kept.slot_of)
-            kept.ahead(more)
-        assert kept.stats.hits + kept.stats.misses == asked
-
-
-def test_what_always_follows_is_read_ahead() -> None:
-    followers = Followers([4, 4])
-    for _ in range(3):
-        followers.learn(0, [0, 1])
-        followers.learn(1, [2, 3])
-    assert sorted(followers.likely(0, [0, 1], 2)) == [2, 3]
-    assert followers.likely(0, [2], 2) == []
-    with bare(4, 2) as (kept, content):
-        kept.begin([0, 1])
-        kept.ahead([2])  # what is wanted now stays
-        assert kept.stats.ahead == 0
-        kept.end()
-        kept.ahead([2])
-        kept.begin([2, 3])
-        assert content[kept.need(2)] == 2
-        assert (kept.stats.ahead, kept.stats.ahead_used, kept.stats.hits) == (1, 1, 1)
