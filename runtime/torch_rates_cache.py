@@ -18,7 +18,7 @@ from ..ir.paths import cache_dir, write_atomic
 from ..ir.signature import Signature
 from .calibrate import host_fingerprint
 
-SCHEMA = "tensorstow-torch-rates/1"
+SCHEMA = "tensorstow-torch-rates/2"
 
 
 @dataclass(frozen=True, slots=True)

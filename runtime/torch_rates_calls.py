@@ -28,6 +28,10 @@ _PLACES: tuple[Any, ...] = (torch, import_module("torch._C")._nn, torch.Tensor)
 _LOOP = 500
 _REPEATS = 15
 
+_ENDS_OF_GROUPS = "offs"
+"""The argument of grouped products that says where each group of rows ends: of zeros, all groups are empty, and nothing
+is computed."""
+
 _Operands = tuple[list[Any], dict[str, Any], list[torch.Tensor]]
 """Positional arguments, keyword arguments, and those tensors among them that are to be written before a call."""
 
@@ -121,6 +125,8 @@ class Bench:
         if torch.Tag.inplace_view in self._overload.tags:
             raise UnmeasurableError("it changes the shape of its operand, so it cannot be called twice")
         arguments = self._overload._schema.arguments
+        if any(a.name == _ENDS_OF_GROUPS for a in arguments):
+            raise UnmeasurableError("where its groups end decides how much it computes, and no signature says it")
         # An operator that writes what it is given must find it fresh each time: products of products become denormal.
         self._writes = any(a.alias_info is not None and a.alias_info.is_write for a in arguments)
         self._fresh = self._writes or self.activations_nbytes > _SMALL_NBYTES

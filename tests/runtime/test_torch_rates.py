@@ -93,7 +93,11 @@ def test_what_cannot_be_made_up_is_skipped_and_says_why() -> None:
         call("aten.neg.default", dense(2, dtype="float7")),
     )
     reshaping = call("aten.unsqueeze_.default", dense(2), 0)
-    found = take([absent, refused, unknown, reshaping, "no signature", linear(1, 8)])
+    grouped = call(
+        "aten._grouped_mm.default", dense(4, 8), dense(2, 8, 8, weight=True), dense(2, dtype="int32"), None, None
+    )
+    found = take([absent, refused, unknown, reshaping, grouped, "no signature", linear(1, 8)])
+    assert "where its groups end" in found.skipped[grouped]
     assert "changes the shape" in found.skipped[reshaping]
     assert set(found.times) == {linear(1, 8)}
     assert "no operator 'aten.frobnicate.default'" in found.skipped[absent]
