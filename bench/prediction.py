@@ -106,12 +106,14 @@ class Subject:
         """
         from dataclasses import replace
 
+        from tensorstow.disk_now import with_disk_now
         from tensorstow.executors import measure_fixed
         from tensorstow.ir.files import PlanFile, write_plan
         from tensorstow.planner.build import plan_graph
 
         began = time.perf_counter()
-        machine = self.machine.with_capacity({self.tier: self._budget(share)})
+        machine, _ = with_disk_now(self.machine, self.model.source())
+        machine = machine.with_capacity({self.tier: self._budget(share)})
         lowered = self.model.lower(machine, "inference")
         plan = plan_graph(lowered.graph, machine, strategy="stow", time_limit_s=SOLVE_S)
         file = PlanFile(plan, lowered.graph, machine, None, self.model.source(), 0, lowered.module)

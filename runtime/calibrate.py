@@ -32,6 +32,9 @@ __all__ = ["calibrate", "host_fingerprint", "host_profile_path", "memory_nbytes"
 
 Progress = Callable[[str, float], None]
 
+MEASURED = "measured "
+"""How the `source` of a link begins that was measured here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
@@ -187,7 +190,7 @@ def _machine(
     memory: int, storage: int, disk: Disk, kernels: Kernels, alone: Kernels | None, threads: int, *, quick: bool
 ) -> Machine:
     past = "with O_DIRECT" if disk.direct else "through the page cache, dropped after each request (no O_DIRECT there)"
-    how = f"measured {past} on a file of {format_size(disk.file_nbytes)}"
+    how = f"{MEASURED}{past} on a file of {format_size(disk.file_nbytes)}"
     notes = [
         f"ONNX Runtime {version('onnxruntime')}, one-node models as the executor runs them, {threads} threads",
         f"a product took {kernels.slowdown:.3f} times as long while the disk was read",

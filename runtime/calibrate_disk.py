@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,22 @@ _QUICK_FILE_NBYTES = 256 << 20
 _LEAST_FILE_NBYTES = 4 * _CHUNKS[-1]  # a request of the largest size in each part
 _LATENCY_READS = 64
 _PARTS = 4
-# A larger request than the smallest one that comes this near the best rate only delays what waits behind it.
-_NEAR_BEST = 0.97
+# A larger request than the smallest one that costs this near the least only delays what waits behind it.
+_NEAR_BEST = 0.95
+_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How fast requests of one size read, and what a byte takes of a processor core meanwhile, in seconds."""
+
+    bytes_per_s: float
+    core_s_per_byte: float
+
+    @property
+    def cost_s_per_byte(self) -> float:
+        """The disk's time and a core's together: where everything computes, each request takes both from the pass."""
+        return 1 / self.bytes_per_s + self.core_s_per_byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +82,9 @@ class Scratch:
             one.close()
         self.file.close()
 
-    def read(self, chunk: int, begin: int, end: int, *, stop: Callable[[], bool] = never) -> float:
-        """Read bytes [begin, end) in requests of `chunk` bytes, until `stop` says so; bytes per second.
-
-        As many are under way at once as the engine of transfers has: another number of them gives another rate.
-        """
-        offsets = iter(range(begin, end, chunk))  # whose next is for one thread alone
-
-        def take(target: mmap.mmap) -> int:
-            done = 0
-            with memoryview(target) as buffer:
-                for offset in offsets:
-                    if stop():
-                        break
-                    self.file.read_into(buffer[:chunk], offset, chunk=chunk)
-                    done += chunk
-            return done
-
-        with ThreadPoolExecutor(REQUESTS) as threads:
-            began = time.perf_counter()
-            done = sum(threads.map(take, (self._map, *self._more)))
-            return done / (time.perf_counter() - began)
+    def read(self, chunk: int, begin: int, end: int, *, stop: Callable[[], bool] = never) -> Reading:
+        """Read bytes [begin, end) in requests of `chunk` bytes, until `stop` says so."""
+        return read_rate(self.file, (self._map, *self._more), iter(range(begin, end, chunk)), chunk, stop=stop)
 
     def write(self, chunk: int, begin: int, end: int) -> float:
         """Write bytes [begin, end) in requests of `chunk` bytes, one after another; bytes per second."""
@@ -108,6 +104,37 @@ class Scratch:
             transfer(self.buffer[:BLOCK], offset)
             times.append(time.perf_counter() - begin)
         return times
+
+
+def read_rate(
+    file: DirectFile,
+    targets: Sequence[mmap.mmap],
+    offsets: Iterator[int],
+    chunk: int,
+    *,
+    stop: Callable[[], bool] = never,
+) -> Reading:
+    """Read `chunk` bytes at each of `offsets`, a thread for each of `targets`, until `stop` says so.
+
+    As many are under way at once as the engine of transfers has: another number of them gives another rate.
+    """
+
+    def take(target: mmap.mmap) -> tuple[int, float]:
+        done, began = 0, time.thread_time()
+        with memoryview(target) as buffer:
+            for offset in offsets:  # a range's iterator is safe to share: each number goes to one thread
+                if stop():
+                    break
+                file.read_into(buffer[:chunk], offset, chunk=chunk)
+                done += chunk
+        return done, time.thread_time() - began
+
+    with ThreadPoolExecutor(len(targets)) as threads:
+        began = time.perf_counter()
+        taken = list(threads.map(take, targets))
+        seconds = time.perf_counter() - began
+    done = sum(nbytes for nbytes, _ in taken)
+    return Reading(done / seconds, sum(core_s for _, core_s in taken) / max(done, 1))
 
 
 def scratch_nbytes(folder: Path, *, quick: bool) -> int:
@@ -133,16 +160,15 @@ def measure_disk(scratch: Scratch, *, quick: bool, progress: Callable[[float], N
     progress(0.2)
     for i, chunk in enumerate(() if quick else (chunks[2], chunks[-1])):
         writes[chunk] = scratch.write(chunk, i * part, (i + 1) * part)
-    reads: dict[int, list[float]] = {chunk: [] for chunk in chunks}
-    rounds = 1 if quick else 2
-    for turn in range(rounds):
+    reads: dict[int, list[Reading]] = {chunk: [] for chunk in chunks}
+    for turn in range(_ROUNDS):
         for i, chunk in enumerate(chunks):
             begin = (turn * len(chunks) + i) % _PARTS * part
             reads[chunk].append(scratch.read(chunk, begin, begin + part))
-            progress(0.3 + 0.6 * (turn + (i + 1) / len(chunks)) / rounds)
+            progress(0.3 + 0.6 * (turn + (i + 1) / len(chunks)) / _ROUNDS)
     disk = Disk(
-        read=_direction({c: max(rates) for c, rates in reads.items()}, scratch.block_times(write=False)),
-        write=_direction(writes, scratch.block_times(write=True)),
+        read=_direction({c: _best(found) for c, found in reads.items()}, scratch.block_times(write=False)),
+        write=_direction({c: Reading(rate, 0.0) for c, rate in writes.items()}, scratch.block_times(write=True)),
         direct=scratch.file.direct,
         file_nbytes=scratch.nbytes,
     )
@@ -150,9 +176,19 @@ def measure_disk(scratch: Scratch, *, quick: bool, progress: Callable[[float], N
     return disk
 
 
-def _direction(rates: dict[int, float], block_times: list[float]) -> Direction:
-    """The smallest chunk near the best rate; its request's own latency is in that rate and not counted again."""
-    best = max(rates.values())
-    chunk = min(c for c, rate in rates.items() if rate >= _NEAR_BEST * best)
-    latency = max(0.0, median(block_times) - BLOCK / rates[chunk])
-    return Direction(bytes_per_s=rates[chunk], latency_s=latency, chunk_nbytes=chunk)
+def _best(found: list[Reading]) -> Reading:
+    """What a size can do: another load on the box only makes it slower, and only takes more of a core."""
+    return Reading(max(r.bytes_per_s for r in found), min(r.core_s_per_byte for r in found))
+
+
+def choose_chunk(found: Mapping[int, Reading]) -> int:
+    """The smallest request size near the least cost of a byte."""
+    least = min(r.cost_s_per_byte for r in found.values())
+    return min(c for c, r in found.items() if least >= _NEAR_BEST * r.cost_s_per_byte)
+
+
+def _direction(found: Mapping[int, Reading], block_times: list[float]) -> Direction:
+    """With the chosen request size; a request's own latency is in its rate and not counted again."""
+    chunk = choose_chunk(found)
+    rate = found[chunk].bytes_per_s
+    return Direction(bytes_per_s=rate, latency_s=max(0.0, median(block_times) - BLOCK / rate), chunk_nbytes=chunk)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from .disk_now import DiskNow, with_disk_now
 from .executors import measure_fixed, open_executor
 from .hosts import Progress, require_host, runs_here, silent
 from .ir.errors import InfeasibleError, InputError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to plan. `profile` measures each operator on this box instead of using formulas; `engine` is one of
-    `solvers.engines.NAMES`."""
+    `solvers.engines.NAMES`. `disk` is what was found of the disk, once it was `looked_at`."""
 
     model: Model
     machine: Machine
@@ -31,6 +32,8 @@ class Request:
     time_limit_s: float = 20.0
     seed: int = 0
     engine: str = "auto"
+    looked_at: bool = False
+    disk: DiskNow | None = None
 
 
 @runtime_checkable
@@ -47,6 +50,14 @@ DEFAULT_STRATEGY = {"training": "stow-recompute"}
 PROFILED_PASSES = 5
 PROFILED_NBYTES = 16 << 20
 """A link's rate is taken from a profile when a pass moves at least this much; less says little."""
+
+
+def look_at_disk(request: Request) -> Request:
+    """The request for the disk as it is now, if it names this box as it was measured; once for all its plans."""
+    if request.looked_at:
+        return request
+    machine, disk = with_disk_now(request.machine, request.model.source())
+    return replace(request, machine=machine, looked_at=True, disk=disk)
 
 
 def prepare(request: Request, progress: Progress = silent) -> tuple[Lowered, Machine]:
@@ -112,16 +123,18 @@ def _profiled(lowered: Lowered, request: Request, progress: Progress) -> tuple[L
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan file, and the seconds that lowering, solving and checking took."""
+    """A plan file, and the seconds that lowering, solving and checking took; `disk` where it is not as it was."""
 
     file: PlanFile
     solve_s: float
+    disk: DiskNow | None = None
 
 
 def make_plan(request: Request, *, strategy: str | None = None, progress: Progress = silent) -> Planned:
     """Plan a model: the whole path from the model to a certified plan file. `strategy` by default that of the mode."""
     began = time.perf_counter()
     strategy = strategy or DEFAULT_STRATEGY.get(request.mode, "stow")
+    request = look_at_disk(request)
     try:
         lowered, machine = prepare(request, progress)
         progress(f"planning {len(lowered.graph.operators)} operators", 0.0)
@@ -131,12 +144,12 @@ def make_plan(request: Request, *, strategy: str | None = None, progress: Progre
     file = _file(plan, lowered, machine, request)
     solve_s = time.perf_counter() - began
     if not runs_here(request.machine):
-        return Planned(file, solve_s)
+        return Planned(file, solve_s, request.disk)
     if file.source is None:  # a module in memory: its steps run in this process; of inference nothing is promised
         fixed = request.model.held_beside_nbytes() if isinstance(request.model, TrainsHere) else 0
-        return Planned(replace(file, fixed_nbytes=fixed), solve_s)
+        return Planned(replace(file, fixed_nbytes=fixed), solve_s, request.disk)
     progress("measuring the process's fixed part", 0.0)
-    return Planned(replace(file, fixed_nbytes=measure_fixed(file)), solve_s)
+    return Planned(replace(file, fixed_nbytes=measure_fixed(file)), solve_s, request.disk)
 
 
 def limit_process(
@@ -145,6 +158,7 @@ def limit_process(
     """A plan whose promised process peak stays within `limit_nbytes`: plan, measure the fixed part, plan again inside
     what it leaves, until the sum holds (the fixed part depends a little on the plan)."""
     require_host(request.machine)
+    request = look_at_disk(request)
     tier = request.machine.units[0].tier
     fixed = 0
     for _ in range(4):
@@ -192,10 +206,11 @@ def make_comparison(
     how many processes."""
     from .planner.compare import compare
 
+    request = look_at_disk(request)
     try:
         lowered, machine = prepare(request, progress)
         progress(f"comparing {len(names)} strategies", 0.0)
-        return compare(
+        found = compare(
             lowered.graph,
             machine,
             names,
@@ -206,6 +221,8 @@ def make_comparison(
             trials=trials,
             progress=progress,
         )
+        by_hooks = lowered.training.hooked if lowered.training is not None else None
+        return found if by_hooks is None else replace(found, hooked=by_hooks.why)
     except InfeasibleError as error:
         raise _with_smallest_budget(error, request, progress) from error
 

@@ -18,6 +18,7 @@ from tensorstow.ir.files import read_plan, write_plan
 from tensorstow.ir.machine import Machine, TierKind
 from tensorstow.runtime import calibrate, torch_calibrate
 from tensorstow.runtime.module import devices, executor
+from tensorstow.runtime.module.fake_device import FakeDevice
 from tests.conftest import Cli
 
 from .test_modules import CALLABLE
@@ -62,14 +63,14 @@ def _fixed_part(file: object) -> int:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[devices.FakeDevice]:
+def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeDevice]:
     """As if this box had a CUDA device; the fakes that were made."""
-    made: list[devices.FakeDevice] = []
+    made: list[FakeDevice] = []
 
-    def device_for(unit: Any, machine: Machine) -> devices.FakeDevice | None:
+    def device_for(unit: Any, machine: Machine) -> FakeDevice | None:
         if machine.tier[unit.tier].kind is TierKind.DRAM:
             return None
-        made.append(devices.FakeDevice(machine.tier[unit.tier].capacity_nbytes))
+        made.append(FakeDevice(machine.tier[unit.tier].capacity_nbytes))
         return made[-1]
 
     monkeypatch.setattr(torch_calibrate, "cuda_fingerprint", _fingerprint)
@@ -99,7 +100,7 @@ def test_the_profile_has_what_was_measured_and_is_kept() -> None:
         hosts.require_host(replace(machine, fingerprint="another"))
 
 
-def test_a_plan_for_it_runs_as_printed(cuda: list[devices.FakeDevice], tmp_path: Path) -> None:
+def test_a_plan_for_it_runs_as_printed(cuda: list[FakeDevice], tmp_path: Path) -> None:
     script = tmp_path / "nets.py"
     script.write_text(CALLABLE)
     machine = ts.Machine.load("cuda", hbm="900KiB", dram="1GiB")

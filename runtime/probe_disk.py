@@ -1,0 +1,51 @@
+"""How fast a disk is at this moment, by reading a little of a file that lies there anyway."""
+
+from __future__ import annotations
+
+import mmap
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..ir.errors import ExecutionError
+from .calibrate_disk import read_rate
+from .directio import BLOCK, DirectFile
+from .transfer import REQUESTS
+
+PROBE_S = 0.2
+LEAST_NBYTES = 64 << 20
+"""A smaller file is read in less time than says anything; it is also one that hardly matters."""
+
+
+def probe_disk(path: Path, chunk: int, *, seconds: float = PROBE_S) -> float | None:
+    """Bytes per second that the file `path` gives in requests of `chunk` bytes, several at once as in a pass.
+
+    Read are ranges from a random place on, for what was read a moment ago may be held by a layer below. None where
+    nothing can be told: a file that is too small or cannot be read, or a filesystem without O_DIRECT, where the page
+    cache may answer instead of the disk.
+    """
+    chunk = max(chunk // BLOCK, 1) * BLOCK
+    try:
+        file = DirectFile.open_whole(path, "probe another")
+    except OSError:
+        return None
+    targets = [mmap.mmap(-1, chunk) for _ in range(REQUESTS)]
+    try:
+        count = (file.nbytes or 0) // chunk
+        if not file.direct or count * chunk < max(LEAST_NBYTES, REQUESTS * chunk):
+            return None
+        first = random.randrange(count)  # no seed: the same place again would be what is cached below
+        offsets = [(first + i) % count * chunk for i in range(count)]
+        return read_rate(file, targets, iter(offsets), chunk, stop=_after(seconds)).bytes_per_s
+    except ExecutionError:
+        return None  # whoever needs the file will say what is wrong with it
+    finally:
+        file.close()
+        for target in targets:
+            target.close()
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
