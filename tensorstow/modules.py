@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .planner.pytorch import ModuleLowered, OpLowered
+    from .planner.pytorch.generation import Workload
     from .planner.pytorch.matching import Matched
 
 SETTLING = 8
@@ -32,7 +33,7 @@ class ModuleModel:
     """A module with example inputs. `entry` names what makes it again, None for one in memory; `matched` are the files
     of its weights, `origin` the files it came from; `loss` and `optimizer` what its callable gave for training. With
     `sparse_rows` only the rows of active neurons are read (`sparse_rows.py`). `routing` is a trace of what
-    tokens choose. Lowered once; compacted anew for each budget."""
+    tokens choose, `workload` the texts that this is a pass of. Lowered once; compacted anew for each budget."""
 
     name: str
     module: nn.Module
@@ -46,6 +47,7 @@ class ModuleModel:
     optimizer: Any = None
     sparse_rows: int | None = None
     routing: Path | None = None
+    workload: Workload | None = None
     _known: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
     def operators(self, progress: Progress = silent) -> OpLowered:
@@ -78,34 +80,44 @@ class ModuleModel:
         """The parts of a pass, bound to the files. `looked_up` are the tables to leave in the store; by default those
         for which that pays. Experts are cached, and weights divided, as in the program `like`, if one is given; else as
         it pays in what `beside_nbytes` leave of the budget."""
+        from .moe_predict import Passing
         from .moe_runs import cache_experts, cache_like
-        from .planner.pytorch import ModuleLowered, parts, store_link
+        from .planner.pytorch import ModuleLowered
         from .planner.pytorch.binding import bind, choose_reading
         from .planner.pytorch.row_ranges import split_like
 
         lowered = self.timed(machine, progress)
         left = self.tables_left(machine, progress) if looked_up is None else looked_up
-        found = parts(lowered, machine.units[0], looked_up=left, link=store_link(machine))
+        found = self._cut(lowered, machine, left)
         if self.matched is not None:
             reading = choose_reading(found.program, self.matched)
             found = ModuleLowered(*bind(found.graph, found.program, self.matched, reading))
         found = self._rows_left(found, lowered, machine)
+        passing = Passing(found, lowered, self.module, machine, left, self.routing, self.workload)
         if like is None:
-            lists = self._known["lists"]
-            found = cache_experts(
-                found, lowered, self.module, machine, lists, routing=self.routing, beside_nbytes=beside_nbytes
-            )
+            found = cache_experts(passing, self._known["lists"], beside_nbytes=beside_nbytes)
         elif like.experts is not None:
-            found = cache_like(found, lowered, self.module, machine, like.experts, routing=self.routing)
+            found = cache_like(passing, like.experts)
         if like is not None:
             return split_like(found, lowered, self.module, like.rows)
         return self._divided(found, lowered, machine, beside_nbytes)
+
+    def _cut(self, lowered: OpLowered, machine: Machine, looked_up: frozenset[str]) -> ModuleLowered:
+        """The parts of `lowered` with these tables in the store; made once for all budgets."""
+        from .planner.pytorch import parts, store_link
+
+        unit, link = machine.units[0], store_link(machine)
+        known = self._known.setdefault("parts", {})
+        key = id(lowered), unit, link, looked_up  # `lowered` is kept here as well, so its id stays its own
+        if key not in known:
+            known[key] = parts(lowered, unit, looked_up=looked_up, link=link)
+        return known[key]
 
     def tables_left(self, machine: Machine, progress: Progress = silent) -> frozenset[str]:
         """The tables to leave in the store: those for which that pays, and those that do not fit beside what their
         readers need."""
         from .planner.instance import make_instance
-        from .planner.pytorch import choose_lookups, parts, store_link, tables
+        from .planner.pytorch import choose_lookups, tables
 
         lowered = self.timed(machine, progress)
         paying = choose_lookups(lowered, machine)
@@ -113,7 +125,7 @@ class ModuleModel:
         if not others:
             return paying
         tier = machine.units[0].tier
-        graph = parts(lowered, machine.units[0], looked_up=paying, link=store_link(machine)).graph
+        graph = self._cut(lowered, machine, paying).graph
         whole = make_instance(graph, machine.with_capacity({tier: 1 << 60}))
         room = machine.tier[tier].usable_nbytes - whole.workspace_nbytes
         tight = (graph.operator[o] for o, nbytes in zip(whole.order, whole.base_nbytes, strict=True) if nbytes > room)

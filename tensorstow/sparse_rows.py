@@ -79,7 +79,8 @@ def _activations(lowered: OpLowered) -> str:
 
 def install_rows(executor: ModuleExecutor, program: ModuleProgram) -> None:
     """Have the executor's module read rows, from a file that ends with the executor."""
-    from .runtime.module.sparse import Site, SparseForwards
+    from .runtime.module.sparse import SparseForwards
+    from .runtime.module.sparse_sites import Site
 
     reading = program.sparse
     if reading is not None:

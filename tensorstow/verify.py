@@ -78,7 +78,7 @@ def _verify_module(file: PlanFile, model: Path | None, inputs: Arrays, outputs: 
     """Against the module itself with all its weights in memory: the same bits are asked for, and nothing else."""
     import torch
 
-    from .module_runs import unconstrained
+    from .module_alone import unconstrained
 
     exact = unconstrained(file, model, inputs)
     identical = set(exact) == set(outputs) and all(_same_bits(exact[n], outputs[n]) for n in exact)

@@ -204,3 +204,24 @@ def test_a_table_that_is_read_faster_whole_is_left_where_it_does_not_fit_whole()
     tight = slow.with_capacity({"dram": least})
     assert model.tables_left(tight) == {"0.weight"}
     assert ts.plan(module, (ids,), machine=tight, time_limit_s=2).plan.certificate.peak_nbytes["dram"] <= least
+
+
+def test_a_model_is_cut_into_parts_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorstow.ir.profiles import load_machine
+    from tensorstow.planner import pytorch
+
+    cut: list[frozenset[str]] = []
+    parts = pytorch.parts
+
+    def counted(lowered: Any, unit: Any, **options: Any) -> Any:
+        cut.append(options["looked_up"])
+        return parts(lowered, unit, **options)
+
+    monkeypatch.setattr(pytorch, "parts", counted)
+    module = nn.Sequential(nn.Embedding(50, 64), *(nn.Linear(64, 64) for _ in range(4)))
+    model = module_in_memory(module, {}, (torch.arange(8)[None],))
+    machine = load_machine("rtx4090")
+    tier = machine.units[0].tier
+    found = [model.parts(machine.with_capacity({tier: nbytes})).graph for nbytes in (1 << 30, 1 << 24, 1 << 30)]
+    assert found[0] == found[2]
+    assert cut and len(set(cut)) == len(cut)

@@ -18,7 +18,8 @@ from torch import nn
 
 from . import functions
 from .computing import is_plain, only_computes
-from .lazy import LazyTensor, detached, overwritten
+from .lazy import LazyTensor
+from .lazy_values import detached, overwritten
 from .replaced import Forward
 from .weights import Source, Weights
 

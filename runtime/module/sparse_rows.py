@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from ...ir.errors import ExecutionError, InputError
 from ...ir.paths import cache_dir
 from ..directio import BLOCK, DirectFile
-from ..store_build import PIECE_NBYTES, BlobWriter
+from ..store_build import BlobWriter
+from ..store_pieces import PIECE_NBYTES
 
 READ_NBYTES = 4 << 20
 

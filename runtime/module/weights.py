@@ -102,6 +102,7 @@ class Weights:
         self._begin = self._end = 0
         self._version = 0
         self._together: list[dict[int, tuple[torch.Tensor, ...]]] = []
+        self._kept: list[dict[int, torch.Tensor]] = []
 
     def bind(self, sources: Sequence[Source]) -> None:
         """Make the tensors of every step. Raises PlanMismatchError where one is not in the arena then."""
@@ -146,6 +147,12 @@ class Weights:
         steps = (*steps, STILL) if steps and self.clock.still else steps
         found = {step: tuple(s.at[step] for s in sources) for step in steps}
         self._together.append(found)
+        return found
+
+    def kept(self) -> dict[int, torch.Tensor]:
+        """For views by steps, which are forgotten when everything is given back."""
+        found: dict[int, torch.Tensor] = {}
+        self._kept.append(found)
         return found
 
     def arrive(self, steps: tuple[int, ...]) -> int:
@@ -233,7 +240,7 @@ class Weights:
         """Give everything back."""
         with self.using:
             self.clock.step, self.clock.ready = -1, False
-            for views in (*(s.at for s in sources), *self._together):
+            for views in (*(s.at for s in sources), *self._together, *self._kept):
                 views.clear()
             self._all = torch.empty(0)
             self.memory.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,68 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from torch.nn.utils import parametrizations
 
 from tensorstow.ir.errors import ExecutionError
-from tensorstow.runtime.module import ModuleExecutor
-from tensorstow.runtime.module.lazy import VIEWS
 
 from .recorded import record
-
-SHARES = [1.0, 0.5, 0.0]
-
+from .small_module import SHARES, Small, small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Block(nn.Module):
-    """Layers of PyTorch's, a parameter of its own used through a view that outlives other layers, and tied weights."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
-        self.gates = nn.Parameter(torch.randn(4 * width, width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.gates.view(4, -1, x.shape[-1])[1].t()
-        return x + self.down(torch.relu(self.up(self.norm(x)))) @ gate
-
-
-class Small(nn.Module):
-    """Tokens in, scores out; the table is the last matrix, too."""
-
-    def __init__(self, width: int = 32, layers: int = 3) -> None:
-        super().__init__()
-        self.table = nn.Embedding(100, width, padding_idx=0)
-        self.layers = nn.ModuleList(Block(width) for _ in range(layers))
-        self.head = nn.Linear(width, 100, bias=False)
-        self.head.weight = self.table.weight
-        self.depth = layers
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.table(tokens)
-        for layer in self.layers[: self.depth]:
-            x = layer(x)
-        return self.head(x)
-
-
-def tokens(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def small(folder: Path, share: float, **options: Any) -> tuple[Any, list[tuple[torch.Tensor, Any]], ModuleExecutor]:
-    """An executor, with inputs of several lengths and what they give."""
-    torch.manual_seed(0)
-    module = Small().eval()
-    inputs = [tokens(1, 2, 5), tokens(2, 1, 1), tokens(3, 3, 9)]
-    with torch.no_grad():
-        cases = [(i, module(i)) for i in inputs]
-    recorded = record(module, lambda: module(inputs[0]), folder, **options)
-    return module, cases, recorded.execute(share)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -176,38 +121,6 @@ def test_calls_that_are_skipped_repeated_or_partial(tmp_path: Path) -> None:
         assert torch.equal(module.head(x), fresh.head(x))
         module.depth = 3
         assert torch.equal(executor.run(inputs), expected)
-
-
-@pytest.mark.parametrize("share", SHARES)
-def test_views_that_are_made_again_follow_their_weight(tmp_path: Path, share: float) -> None:
-    """Kept views of a weight that moves are cut anew from where it is, and are few, whatever the lengths."""
-
-    class Rows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows = nn.Parameter(torch.randn(64, 48))
-            self.layers = nn.ModuleList(nn.Linear(48, 48) for _ in range(3))
-
-        def forward(self, x: torch.Tensor, n: int) -> torch.Tensor:
-            for layer in self.layers:
-                x = layer(x) @ self.rows.narrow(0, 0, 48).transpose(-2, -1) / 48
-            return x @ self.rows.transpose(0, 1).select(1, n).unflatten(0, (6, 8)).transpose(0, 1).reshape(48, 1)
-
-    torch.manual_seed(0)
-    module, x = Rows().eval(), torch.randn(3, 48)
-    with torch.no_grad():
-        expected = [module(x, n) for n in range(64)]
-    with record(module, lambda: module(x, 0), tmp_path).execute(share):
-        for _ in range(2):
-            for n in range(64):
-                assert torch.equal(module(x, n), expected[n])
-            with torch.inference_mode():
-                assert torch.equal(module(x, 5), expected[5])
-        rows: Any = module.rows
-        assert rows.transpose(0, 1) is rows.transpose(0, 1)
-        assert rows.shape == (64, 48) and rows.device == torch.device("cpu") and rows.stride() == (48, 1)
-        assert 0 < len(rows.views) <= VIEWS and len(rows.transpose(0, 1).views) <= VIEWS
-        assert torch.equal(rows.transpose(0, 1), rows.clone().t())
 
 
 class Failing(nn.Module):
@@ -342,131 +255,3 @@ def test_a_module_called_inside_itself(tmp_path: Path) -> None:
         assert torch.equal(module(x), expected)
         handle.remove()
         assert "from inside the module" in inside[0]
-
-
-class Odd(nn.Module):
-    """Weights read in unusual ways."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.LSTM(16, 24, num_layers=2, batch_first=True)
-        self.conv = nn.Conv1d(24, 24, 3, groups=24, padding=2)
-        self.normed = parametrizations.weight_norm(nn.Linear(24, 32))
-        self.list = nn.ParameterList([nn.Parameter(torch.randn(32, 32)) for _ in range(2)])
-        self.named = nn.ParameterDict({"scale": nn.Parameter(torch.randn(32)), "more": nn.Parameter(torch.randn(32))})
-        self.cache = [self.list[0], {"again": self.list[1]}]
-        self.batch = nn.BatchNorm1d(32)
-        self.attend = nn.MultiheadAttention(32, 4, batch_first=True)
-        self.encoder = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-        self.pool = nn.Bilinear(32, 32, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x, _ = self.rnn(x)
-        # As Mamba does: the convolution's weight without the convolution.
-        x = F.conv1d(x.mT, self.conv.weight, self.conv.bias, padding=2, groups=24)[..., : x.shape[1]].mT
-        x = self.normed(x)
-        for weight in self.list:
-            x = torch.einsum("bti,ij->btj", x, weight)
-        first, second = self.cache[0], self.cache[1]["again"]  # type: ignore[index]
-        x = x @ torch.stack([first, second]).mean(0)  # type: ignore[list-item]
-        x = x * self.named["scale"].float() + torch.exp(self.named["more"]).unsqueeze(0).expand(x.shape[1], -1)
-        x = self.batch(x.mT).mT
-        x = self.attend(x, x, x, need_weights=False)[0]
-        x = self.encoder(x)
-        rows = [row.sum() for row in self.list[0]]
-        return self.pool(x, x * 2) + torch.stack(rows)[:8] + self.list[1].detach()[0, :8]
-
-
-@pytest.mark.parametrize("share", SHARES)
-def test_weights_read_in_unusual_ways(tmp_path: Path, share: float) -> None:
-    torch.manual_seed(1)
-    module = Odd().eval()
-    inputs = [torch.randn(2, n, 16) for n in (4, 7)]
-    with torch.no_grad():
-        expected = [module(x) for x in inputs]
-    with record(module, lambda: module(inputs[0]), tmp_path).execute(share):
-        for _ in range(2):
-            for x, y in zip(inputs, expected, strict=True):
-                assert torch.equal(module(x), y)
-        with torch.inference_mode():
-            assert torch.equal(module(inputs[0]), expected[0])
-
-
-def test_a_view_of_a_weight_that_the_module_returns_stays_right(tmp_path: Path) -> None:
-    class Position(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows = nn.Parameter(torch.randn(64, 32))
-
-        def forward(self, n: int) -> torch.Tensor:
-            return self.rows[:n].expand(2, -1, -1)
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.position = Position()
-            self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
-
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = self.position(x.shape[1])
-            for layer in self.layers:
-                x = layer(x)
-            return x + rows, rows
-
-    module = Net().eval()
-    x = torch.randn(2, 5, 32)
-    with torch.no_grad():
-        expected, rows = module(x)
-    rows = rows.clone()
-    with record(module, lambda: module(x), tmp_path).execute(0.0):
-        for _ in range(3):
-            found, alias = module(x)
-            module(x)
-            assert torch.equal(found, expected)
-            assert torch.equal(alias, rows)
-
-
-def test_rows_are_looked_up_as_pytorch_does(tmp_path: Path) -> None:
-    module, _, executor = small(tmp_path, 0.0, looked_up=["table"])
-    with executor:
-        table = module.table.weight.clone()
-        for indices in (tokens(1, 3, 4), tokens(2, 7).int(), tokens(3, 0), torch.tensor(5), tokens(4, 2, 2, 2).mT):
-            assert torch.equal(module.table(indices), F.embedding(indices, table, padding_idx=0))
-        for bad in (torch.tensor([100]), torch.tensor([[3, -1]])):
-            with pytest.raises(IndexError, match="index out of range in self"):
-                module.table(bad)
-        assert executor.stats.read_nbytes == 0
-
-
-def test_hooks_and_gradients(tmp_path: Path) -> None:
-    module, cases, executor = small(tmp_path, 0.0)
-    inputs, expected = cases[0]
-    seen: list[float] = []
-    with executor:
-        truth = module.layers[1].gates.norm().item()
-
-        def look(*_: object) -> None:
-            seen.append(module.layers[1].gates.norm().item())
-
-        hook = module.layers[1].up.register_forward_hook(look)
-        found = module(inputs)
-        hook.remove()
-        assert seen == [truth]
-        assert torch.equal(found, expected)
-        assert not found.requires_grad
-        x = torch.randn(2, 3, 32, requires_grad=True)
-        assert not module.layers[0](x).requires_grad
-        assert torch.equal(module(inputs), expected)
-
-
-def test_kernels_are_chosen_as_for_the_original(tmp_path: Path) -> None:
-    """PyTorch folds a batch into one product only where the weight requires a gradient."""
-    module = nn.Sequential(nn.Linear(32, 128, bias=False), nn.Linear(128, 128, bias=False)).eval()
-    reference = copy.deepcopy(module)
-    x = torch.randn(2, 5, 32)[:, -1:]
-    with record(module, lambda: module(x), tmp_path).execute(0.5), torch.no_grad():
-        for wanted in (True, False, True):
-            for part in (module, reference):
-                part.requires_grad_(wanted)
-                assert all(p.requires_grad is wanted for p in part.parameters())
-            assert torch.equal(module(x), reference(x))

@@ -25,7 +25,7 @@ from tensorstow.ir.program import Lookup
 from tensorstow.runtime.module import ModuleExecutor
 
 from .recorded import Recorded, record
-from .test_module_executor import Small, small, tokens
+from .small_module import Small, small, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,11 +21,12 @@ from tensorstow.ir.machine import Link, Machine, Tier, TierKind, Unit
 from tensorstow.ir.plan import Plan, Residency, Transfer
 from tensorstow.planner.build import plan_graph
 from tensorstow.runtime.module import ModuleExecutor
-from tensorstow.runtime.module.devices import CudaDevice, FakeDevice
+from tensorstow.runtime.module.devices import CudaDevice
+from tensorstow.runtime.module.fake_device import FakeDevice
 
 from .plans import NOT_OURS
 from .recorded import PAGE, Recorded, record, release
-from .test_module_executor import Small, tokens
+from .small_module import Small, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -283,7 +284,7 @@ def test_what_fails_while_moving_ends_the_call_and_not_the_executor(
                 if isinstance(kind, ExecutionError):
                     patch.setattr(made.recorded.store, "read", broken)
                 else:
-                    patch.setattr("tensorstow.runtime.module.devices._Wire.pass_through", broken)
+                    patch.setattr("tensorstow.runtime.module.fake_device._Wire.pass_through", broken)
                 with pytest.raises(ExecutionError, match=str(kind)):
                     for _ in range(3):
                         made.module(inputs)
