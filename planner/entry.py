@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import random
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -77,8 +78,11 @@ def _dotted(text: str) -> bool:
 
 
 def make(maker: Maker) -> Made:
-    """Call the user's callable. Raises InputError, with the line of the user's file where it went wrong."""
+    """Call the user's callable, with the common generators of random numbers seeded: whoever makes it again, in another
+    process, gets the same weights. Raises InputError, with the line of the user's file where it went wrong."""
+    _seed()
     found = _callable(maker)
+    _seed()  # a package may have been imported before, and drawn nothing now
     try:
         returned = found()
     except TensorstowError:
@@ -86,6 +90,16 @@ def make(maker: Maker) -> Made:
     except Exception as error:
         raise InputError(f"'{maker.text}' raised {_said(error)}{_where(error)}") from error
     return _checked(maker, returned)
+
+
+def _seed() -> None:
+    """Python's, NumPy's and PyTorch's."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def _callable(maker: Maker) -> Callable[[], Any]:

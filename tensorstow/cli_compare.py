@@ -50,9 +50,11 @@ def compare(
     ] = None,
     seed: Seed = 0,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="Run each strategy with each of these.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Run each this often: seeds from --seed on.")] = 1,
+    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Run each this often: seeds from --seed on.")] = 1,
     engine: Engine = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Runs at once, a process each; 0: in this process.")] = 1,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Runs at once, a process each; 0: in this process.")
+    ] = 1,
     memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory that a run may take beyond what a process begins with.")
     ] = None,

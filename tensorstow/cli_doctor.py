@@ -9,7 +9,7 @@ from . import console
 from .cli_options import Json, app
 
 
-@app.command()
+@app.command(short_help="Say what this box has and what it lacks.")
 def doctor(as_json: Json = False) -> None:
     """Say what this box has and what it lacks: packages, solvers, memory, disk, GPU, compiler."""
     from .doctor import State, examine

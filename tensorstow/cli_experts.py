@@ -11,7 +11,7 @@ from . import console
 from .cli_options import Json, Seed, app, check_output
 
 
-@app.command()
+@app.command(short_help="Analyse a routing trace: hit rates of caches of experts.")
 def experts(
     trace: Annotated[
         Path, typer.Argument(metavar="TRACE.npz", help="Expert ids [tokens, layers, top_k] as 'experts'.")

@@ -27,7 +27,9 @@ def machine_list() -> None:
 
 
 @machine_app.command("show")
-def machine_show(name: Annotated[str, typer.Argument(help="A profile's name, or a TOML file.")]) -> None:
+def machine_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A profile's name, or a TOML file.")],
+) -> None:
     """Every figure of a profile, and where it comes from."""
     from .hosts import get_machine
 
@@ -38,7 +40,9 @@ def machine_show(name: Annotated[str, typer.Argument(help="A profile's name, or 
 
 @machine_app.command("calibrate")
 def machine_calibrate(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the profile here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.toml", help="Also write the profile here.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, with fewer repeats.")] = False,
 ) -> None:
     """Measure this box: disk, memory, arithmetic, overheads. Plans for --machine host use the result."""

@@ -39,16 +39,24 @@ ModelName = Annotated[
 ]
 MachineName = Annotated[
     str,
-    typer.Option("--machine", help="A profile's name, or a TOML file.", autocompletion=complete_machine),
+    typer.Option(
+        "--machine",
+        metavar="NAME|FILE.toml",
+        help="A profile of `machine list`, or a file.",
+        autocompletion=complete_machine,
+    ),
 ]
 Tiers = Annotated[
-    list[str] | None, typer.Option("--tier", metavar="NAME=SIZE", help="Capacity of a tier, e.g. dram=300MiB.")
+    list[str] | None,
+    typer.Option("--tier", metavar="NAME=SIZE", help="Capacity of a tier, e.g. dram=300MiB. Again for more."),
 ]
-Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=N", help="A symbolic dimension of the model.")]
-Mode = Annotated[str, typer.Option(help="inference; training of a PyTorch module: a whole step.")]
+Dims = Annotated[
+    list[str] | None, typer.Option("--dim", metavar="NAME=N", help="A symbolic dimension of the model. Again for more.")
+]
+Mode = Annotated[str, typer.Option(metavar="NAME", help="inference; or training: a whole step of a PyTorch module.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Measure every operator on this box.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", metavar="S", min=0.1, help="Seconds the solver may take.")]
-Seed = Annotated[int, typer.Option(help="Seed of what is random in a strategy.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of what is random.")]
 Engine = Annotated[
     str, typer.Option(help="What solves linear and integer programs: auto, highs, glop, cbc, cpsat.", metavar="NAME")
 ]

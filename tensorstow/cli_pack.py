@@ -12,9 +12,14 @@ from .cli_options import Json, Seed, TimeLimit, app, check_output
 from .ir.sizes import parse_size
 
 
-@app.command()
+@app.command(short_help="Give buffers with lifetimes their offsets.")
 def pack(
-    buffers: Annotated[Path, typer.Argument(metavar="BUFFERS.csv", help="Columns id,lower,upper,size.")],
+    buffers: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUFFERS.csv", help="Columns id,lower,upper,size: name, first step, step behind the last, bytes."
+        ),
+    ],
     capacity: Annotated[str | None, typer.Option(metavar="N", help="Stop at any packing within this size.")] = None,
     time_limit: TimeLimit = 10.0,
     seed: Seed = 0,
@@ -22,7 +27,9 @@ def pack(
         Path | None,
         typer.Option(metavar="OLD.csv", help="An earlier OUT.csv: keep its offsets where that costs nothing."),
     ] = None,
-    banks: Annotated[int, typer.Option(min=1, help="Memories to spread the buffers over, each of --capacity.")] = 1,
+    banks: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Memories to spread the buffers over, each of --capacity.")
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="OUT.csv", help="The same with offsets.")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,8 +28,35 @@ from .cli_options import (
 )
 from .ir.sizes import parse_size
 
+if TYPE_CHECKING:
+    from .workflow import Planned
 
-@app.command()
+
+New = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens to generate after a prompt of --dim length tokens (hf:DIR).")
+]
+SparseRows = Annotated[
+    int | None,
+    typer.Option(
+        "--sparse-ffn",
+        metavar="ROWS",
+        help="Of feed-forward layers behind ReLU read only active neurons, and keep so many of each.",
+    ),
+]
+Routing = Annotated[
+    Path | None, typer.Option(metavar="TRACE.npz", help="Predict the hits of a cache of experts by this routing.")
+]
+ClipNorm = Annotated[
+    float | None,
+    typer.Option("--clip-norm", metavar="NORM", help="Training with an optimizer: clip gradients by their norm."),
+]
+ClipValue = Annotated[
+    float | None,
+    typer.Option("--clip-value", metavar="V", help="Training with an optimizer: clip each element of a gradient."),
+]
+
+
+@app.command(short_help="Plan a model on a machine, with a proven bound.")
 def plan(
     model: ModelName,
     machine: MachineName = "host",
@@ -37,37 +64,25 @@ def plan(
     dim: Dims = None,
     mode: Mode = "inference",
     strategy: Annotated[
-        str | None, typer.Option(help="Which strategy plans; see `compare`. Default: stow; in training stow-recompute.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Which strategy plans; see `compare`. Default: stow; in training stow-recompute."
+        ),
     ] = None,
     profile: Profile = False,
     time_limit: TimeLimit = 20.0,
     seed: Seed = 0,
     engine: Engine = "auto",
     process_limit: ProcessLimit = None,
-    new: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens to generate after a prompt of --dim length tokens (hf:DIR).")
-    ] = None,
-    sparse_ffn: Annotated[
-        int | None,
-        typer.Option(
-            "--sparse-ffn",
-            metavar="ROWS",
-            help="Of feed-forward layers behind ReLU read only active neurons, and keep so many of each.",
-        ),
-    ] = None,
-    routing: Annotated[
+    new: New = None,
+    sparse_ffn: SparseRows = None,
+    routing: Routing = None,
+    clip_norm: ClipNorm = None,
+    clip_value: ClipValue = None,
+    output: Annotated[
         Path | None,
-        typer.Option(metavar="TRACE.npz", help="Predict the hits of a cache of experts by this routing."),
+        typer.Option("-o", "--output", metavar="FILE", help="Where to write the plan; `run` and `show` read it."),
     ] = None,
-    clip_norm: Annotated[
-        float | None,
-        typer.Option("--clip-norm", metavar="NORM", help="Training with an optimizer: clip gradients by their norm."),
-    ] = None,
-    clip_value: Annotated[
-        float | None,
-        typer.Option("--clip-value", metavar="V", help="Training with an optimizer: clip each element of a gradient."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     as_json: Json = False,
 ) -> None:
     """Plan a model on a machine: what lives where and when, how long it takes, and how near that is to the limit."""
@@ -75,18 +90,7 @@ def plan(
 
     check_output(output)
     request = make_request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new)
-    if sparse_ffn is not None:
-        from .sparse_rows import with_sparse_rows
-
-        request = replace(request, model=with_sparse_rows(request.model, sparse_ffn))
-    if clip_norm is not None or clip_value is not None:
-        from .training import with_clip
-
-        request = replace(request, model=with_clip(request.model, clip_norm, clip_value))
-    if routing is not None:
-        from .moe_runs import with_routing
-
-        request = replace(request, model=with_routing(request.model, routing))
+    request = replace(request, model=_with_choices(request.model, sparse_ffn, routing, clip_norm, clip_value))
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, console.progress)
     else:
@@ -96,31 +100,67 @@ def plan(
 
         write_plan(planned.file, output)
     console.done()
-    generation = None if new is None else request.model.predict(planned.file)
-    if as_json:
-        facts = {**report.plan_facts(planned), "plan": None if output is None else str(output)}
-        if generation is not None:
-            from .generation import generation_facts
+    if routing is not None:
+        _say_routing(planned, routing)
+    _say_plan(planned, output, None if new is None else request.model.predict(planned.file), as_json=as_json)
 
-            facts["generation"] = generation_facts(generation)
-        console.print_json(facts)
-    else:
+
+def _with_choices(
+    model: Any, sparse_rows: int | None, routing: Path | None, clip_norm: float | None, clip_value: float | None
+) -> Any:
+    """The model with what options ask for that not every model has; InputError from where it has it not."""
+    if sparse_rows is not None:
+        from .sparse_rows import with_sparse_rows
+
+        model = with_sparse_rows(model, sparse_rows)
+    if clip_norm is not None or clip_value is not None:
+        from .training import with_clip
+
+        model = with_clip(model, clip_norm, clip_value)
+    if routing is not None:
+        from .moe_runs import with_routing
+
+        model = with_routing(model, routing)
+    return model
+
+
+def _say_routing(planned: Planned, routing: Path) -> None:
+    from .moe_recording import caching_of
+
+    if caching_of(planned.file) is None:
+        console.note(
+            f"--routing {routing.name} does not count: this plan caches no experts, since all of them fit the budget, "
+            "or whole layers are read in fewer bytes"
+        )
+
+
+def _say_plan(planned: Planned, output: Path | None, generation: Any, *, as_json: bool) -> None:
+    if not as_json:
         report.print_plan(planned, output, generation)
+        return
+    facts = {**report.plan_facts(planned), "plan": None if output is None else str(output)}
+    if generation is not None:
+        from .generation import generation_facts
+
+        facts["generation"] = generation_facts(generation)
+    console.print_json(facts)
 
 
-@app.command()
+@app.command(short_help="Execute a plan; predicted beside measured.")
 def run(
     plan_path: PlanPath,
-    model: Annotated[Path | None, typer.Option(help="Where the model lies, if it moved.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the model lies, if it moved.")] = None,
     input_path: Annotated[
         Path | None, typer.Option("--input", metavar="X.npz", help="Inputs by name; else random.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="Y.npz", help="Where to write outputs.")
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Passes to measure.")] = 5,
+    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Passes to measure.")] = 5,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the unconstrained run, bit by bit.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads that compute; default: all cores.")
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option("--trace", metavar="FILE.json", help="One more pass as a trace for Perfetto, beside the plan's."),

@@ -14,7 +14,7 @@ from .ir.sizes import format_size
 File = Path | None
 
 
-@app.command()
+@app.command(short_help="Show a plan as text, a page, a picture or a trace.")
 def show(
     plan_path: PlanPath,
     html: Annotated[File, typer.Option("--html", metavar="FILE", help="One self-contained page with pictures.")] = None,

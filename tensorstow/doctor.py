@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .ir.errors import TensorstowError
+from .ir.errors import InputError, TensorstowError
 from .ir.paths import cache_dir
 from .ir.sizes import format_size
+from .needs import require_torch
 
 if TYPE_CHECKING:
     from .solvers.linear import LinearAnswer
@@ -206,6 +207,10 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
+    try:
+        require_torch("the allocator")
+    except InputError:
+        return  # it is one for PyTorch, and that this lacks is said
     from .runtime.training.allocator_build import NativeUnavailableError, native_library
 
     try:

@@ -96,8 +96,8 @@ def run_plan(
 ) -> RunReport:
     """Execute a plan file `repeat` times and measure it, then the controls, then verify if asked to. `routing` is where
     to write what the routers chose in these passes."""
+    from .moe_recording import RoutingFile
     from .moe_report import run_facts
-    from .moe_runs import RoutingFile
     from .runtime.memory import peak_rss_nbytes
 
     file = read_runnable(plan_path)

@@ -18,6 +18,7 @@ from .ir.errors import ExecutionError, InputError, PlanMismatchError, Tensorstow
 from .ir.files import PlanFile, read_plan, write_plan
 from .ir.paths import cache_dir
 from .ir.program import ModelSource, Program
+from .needs import require_torch
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -156,6 +157,8 @@ def read_runnable(path: Path) -> PlanFile:
     from .ir.check import check
 
     file = read_sound(path)
+    if file.module is not None or file.training is not None:
+        require_torch(f"{path}: a plan of a PyTorch module")
     require_host(file.machine)
     violations = check(file.plan, file.graph, file.machine)
     if violations:

@@ -100,7 +100,10 @@ def generating(text: str, dims: Mapping[str, int], new: int) -> GeneratingModel:
     if "context" in dims:
         raise InputError("--new says how the context grows; leave --dim context away")
     batch, prompt = dims.get("batch", 1), dims.get("length", 1)
+    from .planner.pytorch.generation import Workload
+
     prefill = module_from_entry(text, {**dims, "batch": batch, "length": prompt})
+    prefill = replace(prefill, workload=Workload(batch, prompt, new))
     first = with_sizes(prefill, {"batch": batch, "length": 1, "context": prompt})
     last = with_sizes(prefill, {"batch": batch, "length": 1, "context": prompt + new - 1})
     return GeneratingModel(prefill, first, last, batch, prompt, new)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from .ir.errors import InputError, PlanMismatchError
 from .ir.machine import Machine, TierKind
 from .ir.profiles import load_machine
+from .needs import require_torch
 
 Progress = Callable[[str, float], None]
 
@@ -42,6 +43,7 @@ def get_machine(name: str, *, progress: Progress = silent) -> Machine:
 
 
 def _cuda_machine(progress: Progress) -> Machine:
+    require_torch(f"machine '{CUDA}'")
     from .ir.profiles import write_machine
     from .runtime import torch_calibrate as cuda
     from .runtime.calibrate import host_fingerprint

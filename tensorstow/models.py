@@ -14,6 +14,7 @@ from .ir.errors import InputError
 from .ir.graph import Graph
 from .ir.machine import Machine
 from .ir.program import ModelSource, ModuleProgram, Program, TrainingProgram
+from .needs import require_torch
 
 NO_DIMS: Mapping[str, int] = MappingProxyType({})
 
@@ -105,6 +106,7 @@ def find_model(model: object, dims: Mapping[str, int] = NO_DIMS, example_inputs:
         if is_entry(text):
             if example_inputs is not None:
                 raise InputError(f"'{text}' brings its own example inputs; give none")
+            require_torch(f"'{text}'")
             from .modules import module_from_entry
 
             return module_from_entry(text, dims)

@@ -50,6 +50,7 @@ def plan_facts(planned: Planned) -> dict[str, Any]:
         "fixed_nbytes": file.fixed_nbytes,
         "promised_peak_nbytes": file.promised_peak_nbytes,
         "solve_s": planned.solve_s,
+        **({} if planned.disk is None else {"disk": planned.disk.facts()}),
         **more,
     }
 
@@ -87,6 +88,8 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
         rows += training_rows(file, file.training)
     for link, nbytes in certificate.moved_nbytes.items():
         rows.append((f"moved {link}", f"{format_size(nbytes)} a pass"))
+    if planned.disk is not None:
+        rows.append(("disk", planned.disk.text))
     rows.append(("time of a pass", f"{seconds(certificate.simulated_s)} simulated; computing alone {seconds(compute)}"))
     rows.append(("first pass", f"{seconds(certificate.first_pass_s)}, with what stays loaded first"))
     rows.append(("proven bound", f"{seconds(certificate.bound_s)} ({certificate.bound_kind})"))

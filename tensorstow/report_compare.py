@@ -37,7 +37,8 @@ CSV_COLUMNS = (
 
 
 def comparison_facts(comparison: Comparison) -> dict[str, Any]:
-    """The JSON object of `compare --json`. `gap` is above the common `bound_s`; a row's own bound stands in the row."""
+    """The JSON object of `compare --json`. `gap` is above the common `bound_s`; a row's own bound stands in the row.
+    `hooked` is there where a training step runs by hooks only, and says why."""
     best = comparison.best
     return {
         "bound_s": comparison.bound.seconds,
@@ -45,6 +46,7 @@ def comparison_facts(comparison: Comparison) -> dict[str, Any]:
         "bounds": [_bound_facts(b) for b in comparison.bounds],
         "best": best.strategy if best else None,
         "rows": [_row_facts(comparison, row) for row in comparison.rows],
+        **({"hooked": comparison.hooked} if comparison.hooked is not None else {}),
     }
 
 
@@ -159,6 +161,8 @@ def _figures(comparison: Comparison, row: Row, certificate: Certificate | None, 
 
 def _legend(comparison: Comparison) -> list[str]:
     lines = [f"gap: above the bound of {seconds(comparison.bound.seconds)} ({comparison.bound.kind})"]
+    if comparison.hooked is not None:
+        lines.insert(0, f"plans by hooks, as the step cannot be traced ({comparison.hooked})")
     own = {r.bound.kind: r for r in comparison.rows if r.bound is not None}
     if len(own) > 1:  # else the common bound is everyone's
         lines += [

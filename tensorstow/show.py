@@ -51,7 +51,7 @@ def _print_promise(file: PlanFile) -> None:
         f"{len(plan.steps)} steps, {seconds(certificate.simulated_s)} a pass; "
         f"proven bound {seconds(certificate.bound_s)}, this plan is {gap}"
     )
-    out.print(f"[dim]{escape(certificate.bound_kind)}[/]")
+    out.print(f"[dim]bound: {escape(certificate.bound_kind)}[/]")
     experts = experts_text(file)
     if experts is not None:
         out.print(f"experts: {escape(experts)}")
@@ -156,7 +156,7 @@ def _print_largest(file: PlanFile, tier: str) -> None:
             where = "stays in the store; its experts are cached as they are chosen"
         else:
             where = (
-                "spilled"
+                f"leaves and comes back, {format_size(moved[s.id])} moved every pass"
                 if s.id in moved
                 else f"steps {min((r.start for r in stays), default=0)} to {max((r.end for r in stays), default=1) - 1}"
             )

@@ -1,4 +1,4 @@
-"""`tensorstow pack` beyond the contract: banks, starts, explanations, and numbers at the edge."""
+"""`tensorstow pack`: its contract, banks, starts, explanations, and numbers at the edge."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import Cli
+
+PACK_KEYS = {"buffers", "load_bound", "peak", "capacity", "status", "seconds", "method"}
 
 
 @pytest.fixture
@@ -66,3 +68,28 @@ def test_integers_stay_exact(cli: Cli, buffers: Path, tmp_path: Path) -> None:
     assert refused.status == 2
     for words in ("line 2", "'a'", str(2**63), "larger unit"):
         assert words in " ".join(refused.err.split())
+
+
+def test_pack(cli: Cli, tmp_path: Path) -> None:
+    path, out = tmp_path / "buffers.csv", tmp_path / "out.csv"
+    path.write_text("id,lower,upper,size,note\na,0,3,4,x\nb,2,5,4,y\nc,4,9,8,\n")
+    said = cli("pack", path, "-o", out, "--json")
+    assert said.status == 0
+    assert set(said.json) == PACK_KEYS
+    assert said.json["buffers"] == 3
+    assert said.json["peak"] == said.json["load_bound"] == 12
+    assert said.json["status"] == "optimal"
+    rows = list(csv.DictReader(out.open()))
+    assert [r["note"] for r in rows] == ["x", "y", ""]
+    a, b, c = (int(r["offset"]) for r in rows)
+    assert a + 4 <= b or b + 4 <= a
+    assert b + 4 <= c or c + 8 <= b
+    assert cli("pack", path, "--capacity", "12", "--json").json["status"] in {"optimal", "feasible"}
+    tight = cli("pack", path, "--capacity", "11", "-o", tmp_path / "no.csv", "--json")
+    assert tight.status == 3
+    assert tight.json["status"] == "infeasible"
+    assert tight.json["peak"] is None
+    assert not (tmp_path / "no.csv").exists()
+    assert cli("pack", path).status == 0
+    path.write_text("id,lower,upper,size\n")
+    assert cli("pack", path, "--json").json["peak"] == 0

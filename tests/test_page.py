@@ -266,3 +266,33 @@ def test_comparisons_and_sweeps_have_pages(cli: Cli, tmp_path: Path) -> None:
 def test_budgets_that_are_none_are_refused(cli: Cli, tmp_path: Path, budgets: str) -> None:
     model = write_mlp(tmp_path / "mlp.onnx", width=64, layers=2)
     assert cli("compare", model, "--machine", "rtx4090", "--sweep", budgets, "--workers", "0").status == 2
+
+
+def test_slices_of_one_thread_of_a_trace_do_not_cross(tmp_path: Path) -> None:
+    """Viewers drop what begins in a slice of its thread and ends behind it; a lane has several requests at once."""
+    path = tmp_path / "t.json"
+    spans = [(0, 900), (100, 400), (300, 1200), (950, 1000), (1200, 1300)]
+    write_trace(planned(), path, measured=[Bar(LOADS, "ssd->dram", a, b, f"<b>{a}</b>") for a, b in spans])
+    ends: dict[tuple[int, int], float] = {}
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["ph"] == "X"]
+    for event in sorted(events, key=lambda e: e["ts"]):
+        thread = event["pid"], event["tid"]
+        assert round(event["ts"] * 1e3) >= ends.get(thread, 0)
+        ends[thread] = round((event["ts"] + event["dur"]) * 1e3)
+    back = read_measured(path)
+    assert sorted((b.start_ns, b.end_ns) for b in back) == spans
+    assert {b.lane for b in back} == {"ssd->dram, measured"}
+
+
+def test_the_viewer_of_pytorch_reads_the_snapshot(tmp_path: Path) -> None:
+    from torch.cuda import _memory_viz  # pyright: ignore[reportPrivateUsage]
+
+    file, path = planned(), tmp_path / "s.pickle"
+    write_snapshot(file, path)
+    held = pickle.loads(path.read_bytes())
+    allocated = [e for e in held["device_traces"][0] if e["action"] == "alloc"]
+    assert _memory_viz.trace(held).count(" = MEM[") == len(allocated) > 0
+    assert _memory_viz.segsum(held).startswith("Summary of segments")  # it adds up the blocks of each
+    held["segments"][0]["blocks"] = []
+    with pytest.raises(AssertionError, match="Segment size mismatch"):
+        _memory_viz.segsum(held)

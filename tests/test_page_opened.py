@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from tensorstow.page.boxes import draw
+from tensorstow.page.compare_page import comparison_page
 from tensorstow.page.page import page
+from tensorstow.planner.compare import compare
+from tests.graphs import KIB, chain, machine
 
-from .test_page import planned
+from .test_page import WEIGHTS, planned
 
 playwright: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make docs` does")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,3 +99,20 @@ def test_what_is_sought_is_counted_and_kinds_can_be_hidden(tab: Any) -> None:
     key.click()
     assert key.get_attribute("aria-pressed") == "false"
     assert tab.evaluate("shared.charts[0].rects.filter(r => r.kind === 0).every(r => !shared.charts[0].shows(r))")
+
+
+def test_a_comparison_fits_a_phone_and_sends_nothing_away(tmp_path: Path) -> None:
+    box, path = machine(260 * KIB), tmp_path / "compare.html"
+    found = compare(chain(WEIGHTS, ns=50_000), box, ("lru", "on-demand"), time_limit_s=1)
+    path.write_text(comparison_page("two loaders", found), encoding="utf-8")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        opened = chromium.new_page(viewport={"width": 390, "height": 844})
+        opened.goto(path.as_uri())
+        opened.wait_for_function("document.body.dataset.complete !== undefined")
+        buttons = opened.evaluate("[...document.querySelectorAll('.modebar-btn')].map(e => e.dataset.title)")
+        width = opened.evaluate("document.documentElement.scrollWidth")
+        chromium.close()
+    assert width == 390
+    assert "Zoom" in buttons
+    assert not [b for b in buttons if "Share" in b or "Cloud" in b]

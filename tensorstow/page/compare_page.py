@@ -40,13 +40,14 @@ def comparison_page(title: str, comparison: Comparison) -> str:
             row.status,
             NONE if row.plan is None else format_seconds(row.plan.certificate.simulated_s),
             _gap(comparison.gap(row)),
+            NONE if row.plan is None else format_size(sum(row.plan.certificate.moved_nbytes.values())),
             format_seconds(row.solve_s),
         )
         for row in comparison.ranked
     ]
     body += [
         "<h2>In numbers</h2>",
-        table(("strategy", "status", "a pass", "above the bound", "solved in"), rows),
+        table(("strategy", "status", "a pass", "above the bound", "moved a pass", "solved in"), rows),
     ]
     refused = [(row.strategy, row.reason) for row in comparison.ranked if row.reason]
     body += [f'<p class="soft"><b>{escape(name)}</b>: {escape(reason)}</p>' for name, reason in refused]
@@ -74,7 +75,7 @@ def sweep_page(title: str, sweep: Sweep) -> str:
             figure_place("pareto"),
         ]
     head, rows = sweep_table(sweep)
-    body += ["<h2>In numbers</h2>", table(head, rows)]
+    body += ["<h2>In numbers</h2>", table(head, rows), '<p class="soft">*: the fastest under a budget.</p>']
     reasons = [(format_size(p.capacity_nbytes), p.reason) for p in sweep.points if p.reason]
     body += [f'<p class="soft">{size}: {escape(reason)}</p>' for size, reason in reasons]
     return document(title, body, figures=figures)
@@ -112,9 +113,9 @@ def _bars(comparison: Comparison) -> Figure:
             }
         ],
         "layout": {
-            "height": 110 + 34 * len(rows),
+            "height": 136 + 34 * len(rows),
             "showlegend": False,
-            "margin": {"t": 26, "r": 16, "b": 44, "l": 16},
+            "margin": {"t": 52, "r": 16, "b": 44, "l": 16},  # the buttons above, the name of the bound beneath
             "xaxis": {"title": {"text": f"a pass, {unit}"}, "rangemode": "tozero"},
             "yaxis": {"automargin": True, "autorange": "reversed"},
             "shapes": [

@@ -25,6 +25,10 @@ BELADY, LRU = "belady", "lru"
 FUTURE_STYLE = "dash"
 
 
+MOST_TICKS = 8
+"""Of an axis on which each point has one; more would cover one another on a phone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Points (x, y) of what is called `name`; `dashed` is what knows the future."""
@@ -123,6 +127,14 @@ def _lead(found: Analysis) -> str:
     )
 
 
+def _ticks(chart: Chart) -> Figure:
+    """A tick at each x that was asked for, where they are few; plotly's own on a logarithmic axis are single digits."""
+    places = sorted({x for curve in chart.curves for x, _ in curve.points})
+    windows = "window" in chart.across
+    ticks: Figure = {"tickvals": places, "ticktext": [f"{x:g}" for x in places]} if len(places) <= MOST_TICKS else {}
+    return {**ticks, **({"type": "log", "minor": {"showgrid": False}} if windows else {})}
+
+
 def _figure(chart: Chart) -> Figure:
     return {
         "data": [
@@ -142,7 +154,7 @@ def _figure(chart: Chart) -> Figure:
             "hovermode": "closest",
             "margin": {"t": 10, "r": 16, "b": 48, "l": 16},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "xaxis": {"title": {"text": chart.across}, **({"type": "log"} if "window" in chart.across else {})},
+            "xaxis": {"title": {"text": chart.across}, **_ticks(chart)},
             "yaxis": {"title": {"text": chart.up}, "automargin": True},
         },
     }

@@ -10,6 +10,8 @@ function coloured(layout) {
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
   });
 }
+// All buttons that there may be: plotly's own set has one that sends the figure to a server.
+const BUTTONS = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
 begin(async () => {
   await painted();  // the words are on the screen before plotly starts, which takes a second
   const script = document.createElement("script");
@@ -17,7 +19,7 @@ begin(async () => {
   document.head.append(script);
   const figures = JSON.parse(await unpacked("figures")), ids = Object.keys(figures);
   const draw = id => Plotly.react(
-    id, figures[id].data, coloured(figures[id].layout), { responsive: true, displaylogo: false });
+    id, figures[id].data, coloured(figures[id].layout), { responsive: true, displaylogo: false, modeBarButtons: BUTTONS });
   for (const [i, id] of ids.entries()) {
     await draw(id);
     await painted();  // each is on the screen before the next is begun

@@ -28,10 +28,13 @@ def write_snapshot(file: PlanFile, path: Path) -> None:
 
 
 def _segment(device: int, tier: str, file: PlanFile) -> Json:
+    """A tier as it is behind the last event, when all has been freed: one free block."""
+    nbytes = file.plan.arena_nbytes.get(tier, 0)
+    free: Json = {"address": 0, "size": nbytes, "requested_size": 0, "state": "inactive", "frames": []}
     return {
         "device": device,
         "address": 0,
-        "total_size": file.plan.arena_nbytes.get(tier, 0),
+        "total_size": nbytes,
         "allocated_size": 0,
         "active_size": 0,
         "requested_size": 0,
@@ -40,7 +43,7 @@ def _segment(device: int, tier: str, file: PlanFile) -> Json:
         "segment_pool_id": (0, 0),
         "is_expandable": False,
         "frames": [],
-        "blocks": [],
+        "blocks": [free] if nbytes else [],
     }
 
 

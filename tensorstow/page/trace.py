@@ -1,6 +1,7 @@
 """Timelines in the Chrome trace format, which Perfetto and chrome://tracing open; and what a run measured, read back.
 
 One process of the trace is the plan as simulated, the other a pass as measured; a thread of it is a unit or a lane.
+Where requests of a lane overlap, it has several threads of its name: slices of one thread may not cross.
 Times are in microseconds, as the format wants them (Trace Event Format, "Complete Events" and "Counter Events").
 """
 
@@ -45,13 +46,15 @@ def write_trace(file: PlanFile, path: Path, *, measured: Sequence[Bar] = ()) -> 
 
 def _process(pid: int, bars: Iterable[Bar]) -> list[Json]:
     found: list[Json] = [{"name": "process_name", "ph": "M", "pid": pid, "args": {"name": PROCESSES[pid]}}]
-    lanes: dict[str, int] = {}
-    for bar in bars:
-        if bar.lane not in lanes:
-            lanes[bar.lane] = len(lanes) + 1
-            found.append(
-                {"name": "thread_name", "ph": "M", "pid": pid, "tid": lanes[bar.lane], "args": {"name": bar.lane}}
-            )
+    ends: dict[int, int] = {}
+    threads: dict[str, list[int]] = {}
+    for bar in sorted(bars, key=lambda bar: bar.start_ns):
+        free = (t for t in threads.setdefault(bar.lane, []) if ends[t] <= bar.start_ns)
+        thread = next(free, len(ends) + 1)
+        if thread not in ends:
+            threads[bar.lane].append(thread)
+            found.append({"name": "thread_name", "ph": "M", "pid": pid, "tid": thread, "args": {"name": bar.lane}})
+        ends[thread] = bar.end_ns
         lines = plain_lines(bar.text)
         found.append(
             {
@@ -59,7 +62,7 @@ def _process(pid: int, bars: Iterable[Bar]) -> list[Json]:
                 "cat": bar.kind,
                 "ph": "X",
                 "pid": pid,
-                "tid": lanes[bar.lane],
+                "tid": thread,
                 "ts": bar.start_ns / 1e3,
                 "dur": (bar.end_ns - bar.start_ns) / 1e3,
                 "args": {"what": ", ".join(lines[1:])},

@@ -142,3 +142,27 @@ def test_calls_of_every_form() -> None:
     assert as_call({"a": one}, "x") == ((), {"a": one})
     with pytest.raises(InputError, match=r"^mine: example inputs are set"):
         as_call({1}, "mine")
+
+
+DRAWS = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+SCALE = random.random() * np.random.rand()
+
+def make():
+    return nn.Linear(3, 2), torch.randn(1, 3) * SCALE * random.random() * np.random.rand()
+"""
+
+
+def test_what_is_drawn_at_random_is_the_same_when_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "draws.py"
+    path.write_text(DRAWS)
+    maker = Maker("draws.py:make", "make", file=path)
+    first = make(maker)
+    torch.randn(5)  # whatever else the process draws
+    second = make(maker)
+    assert torch.equal(first.module.weight, second.module.weight)
+    assert torch.equal(first.args[0], second.args[0])
