@@ -161,8 +161,9 @@ class ExpertCaching:
 
     Each layer of `layers` (in the order of a pass) keeps `slots` of its experts in memory; with `shared` all layers
     together do. What goes has the least worth: the number of its uses, each weighted by `decay` to the power of the
-    events since, the least recent of equals; with no `decay` the least recent goes. Up to `ahead` experts of the next
-    layer are read ahead of their use.
+    events since, the least recent of equals; with no `decay` the least recent goes. With a `memory` of so many passes
+    the worth is what followed those of them that were most like this one (`runtime/module/experts_recall.py`). Up to
+    `ahead` experts of the next layer are read ahead of their use.
 
     Predicted, on the ground that `rests_on` tells, of a pass in which `tokens` choose together: `hit_rate`; `wait_ns`,
     by layer, in which nothing is computed because experts are being read, a part of the durations of the plan's steps;
@@ -182,6 +183,7 @@ class ExpertCaching:
     read_nbytes: float = 0.0
     least_nbytes: float = 0.0
     traced: bool = False
+    memory: int = 0
 
     @property
     def wait_s(self) -> float:
@@ -196,6 +198,8 @@ class ExpertCaching:
     @property
     def policy(self) -> str:
         """Its name among the policies of traces."""
+        if self.memory:
+            return "recall"
         return "lru" if self.decay is None else "decayed"
 
 

@@ -39,7 +39,8 @@ def onnx_cost(
     workspace is that of ONNX Runtime's CPU kernels as they run here (no graph optimisation, no prepacking, no arena)
     on `threads` threads, by default as many as this process may use.
     """
-    from .costs_onnx import Call, work
+    from .costs_onnx import work
+    from .costs_onnx_call import Call
     from .costs_workspace import workspace_nbytes
 
     call = Call.of(node, inputs, outputs)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import prod
 
 from ..ir.caches import cache_nbytes
-from .costs_onnx import Call, Form, attention_dims, elements, form_nbytes
+from .costs_onnx_call import Call, Form, attention_dims, elements, form_nbytes
 
 # mlas/lib/convolve.cpp: MLAS_CONV_WORKING_BUFFER_SIZE_PER_THREAD = MLAS_SGEMM_STRIDEN * MLAS_SGEMM_STRIDEK floats.
 _CONVOLUTION_BUFFER = 4 * 128 * 128

@@ -21,7 +21,8 @@ from .directio import DirectFile
 from .memory import settle_allocator, trim_heap
 from .reading import BlobEntry, CheckedBlobs
 from .store import Progress, layout
-from .store_build import PIECE_NBYTES, BlobWriter
+from .store_build import BlobWriter
+from .store_pieces import PIECE_NBYTES
 
 _REMEDY = "the disk or the memory of this machine is at fault; make the module again"
 

@@ -3,6 +3,7 @@
 from .load import model_source
 from .lookup import apply_lookups, tables
 from .lower import Lowered, lower_onnx
-from .split import SplitAxis, split, splittable
+from .split import split
+from .split_axis import SplitAxis, splittable
 
 __all__ = ["Lowered", "SplitAxis", "apply_lookups", "lower_onnx", "model_source", "split", "splittable", "tables"]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.figures import FIGURES, imports
+from docs.figure_layers import imports
+from docs.figures import FIGURES
+from tests.faults.table import FAULTS
 
 from .snippets import ROOT, pages
 
@@ -43,3 +45,17 @@ def test_the_search_works_where_the_site_is_opened_from_a_folder(tmp_path: Path)
     scripts = re.search(r"polyfills: \[([\w.]+)\]", (ROOT / "mkdocs.yml").read_text())
     assert scripts is not None
     assert "window.Worker" in (ROOT / "docs" / scripts[1]).read_text()
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b((?:ir|solvers|planner|runtime|tensorstow|tests)/[a-z_]+(?:/[a-z_]+)*)", text))
+    assert len(named) > 20
+    assert not {n for n in named if not (ROOT / n).is_dir() and not (ROOT / f"{n}.py").is_file()}
+
+
+def test_every_kind_of_fault_has_a_row_of_the_page() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+?) \| \d+ \| \d+ \| \d+ \| \d+ \|$", text, re.MULTILINE)
+    assert set(rows) >= set(FAULTS)
+    assert {r for r in rows if not r.startswith("mutants of a file: ")} == set(FAULTS)

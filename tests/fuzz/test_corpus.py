@@ -9,7 +9,8 @@ import pytest
 from tensorstow.ir.errors import InputError, TensorstowError
 from tensorstow.planner.onnx import lower_onnx
 from tests.conftest import Cli
-from tests.fuzz.corpus import ARCHIVES, CORPUS, MODELS, PLANS, SAFETENSORS, SECRET
+from tests.fuzz.corpus import ARCHIVES, CORPUS, PLANS, SAFETENSORS
+from tests.fuzz.corpus_models import MODELS, SECRET
 from tests.fuzz.guard import harm_of, little_memory, opened_files
 from tests.fuzz.readers import READERS
 

@@ -9,7 +9,8 @@ import pytest
 from tensorstow.ir.check import check
 from tensorstow.ir.errors import TimeLimitError
 from tensorstow.planner.build import plan_graph
-from tensorstow.planner.cosma import Cosma, pose_pass, solve_parts
+from tensorstow.planner.cosma import Cosma, pose_pass
+from tensorstow.planner.cosma_parts import solve_parts
 from tensorstow.planner.stays import make_stays
 from tensorstow.planner.strategies import Effort, strategies
 from tensorstow.planner.tflite import allocate, farthest, least_bytes, replace_tensors

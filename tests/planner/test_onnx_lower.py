@@ -3,75 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
 from onnx.helper import (
-    make_function,
     make_graph,
-    make_model,
     make_node,
-    make_opsetid,
-    make_sparse_tensor,
     make_tensor_value_info,
 )
 from onnx.numpy_helper import from_array
 
 from tensorstow.ir.graph import StorageKind
-from tensorstow.planner.onnx import Lowered, lower_onnx
-from tensorstow.planner.onnx.session import open_session, options
+from tensorstow.planner.onnx import lower_onnx
 from tests.models import light_models, write_cnn, write_gpt, write_mlp
 from tests.reference import run_lowered
 
-F32, I64 = TensorProto.FLOAT, TensorProto.INT64
-
-
-def whole(path: Path, inputs: Mapping[str, Any]) -> list[Any]:
-    """The outputs of the whole model, optimised by ONNX Runtime without prepacking."""
-    made = options(optimise=True)
-    made.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return list(open_session(path.read_bytes(), made).run(None, dict(inputs)))
-
-
-def check(path: Path, inputs: Mapping[str, Any], cache: Path, *, bits: bool = True) -> Lowered:
-    """Lower, run operator by operator, compare with the whole model."""
-    lowered = lower_onnx(path, cache=cache)
-    for found, expected in zip(run_lowered(lowered, inputs), whole(path, inputs), strict=True):
-        assert found.shape == expected.shape
-        if bits:
-            assert found.tobytes() == expected.tobytes()
-        else:
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    return lowered
-
-
-def write(
-    path: Path, nodes: list[Any], inputs: list[Any], outputs: list[str], weights: Mapping[str, Any], **more: Any
-) -> Path:
-    """A model of opset 17 whose outputs have no declared type."""
-    graph = make_graph(
-        nodes,
-        "g",
-        inputs,
-        [onnx.ValueInfoProto(name=n) for n in outputs],
-        [from_array(v, n) for n, v in weights.items()],
-    )
-    made = make_model(graph, opset_imports=[make_opsetid("", 17), *more.pop("opsets", [])], ir_version=8, **more)
-    path.write_bytes(made.SerializeToString())
-    return path
-
-
-def floats(name: str, *shape: int | str) -> Any:
-    return make_tensor_value_info(name, F32, list(shape))
-
-
-def random(*shape: int) -> Any:
-    return np.random.default_rng(7).standard_normal(shape, np.float32)
+from .lowered_models import I64, check, floats, random, write
 
 
 @pytest.fixture
@@ -303,51 +253,3 @@ def test_operators_of_equal_form_share_a_kernel(tmp_path: Path, cache: Path) -> 
     program = lower_onnx(path, cache=cache).program
     assert len(program.kernels) == 6
     assert len(program.models) == 2
-
-
-def test_old_models_whose_weights_are_inputs(tmp_path: Path, cache: Path) -> None:
-    graph = make_graph(
-        [make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)],
-        "old",
-        [floats("x", 2, 128), floats("w", 256, 128), floats("b", 256)],
-        [floats("y", 2, 256)],
-        [from_array(random(256, 128), "w"), from_array(random(256), "b")],
-    )
-    path = tmp_path / "old.onnx"
-    path.write_bytes(make_model(graph, opset_imports=[make_opsetid("", 8)], ir_version=3).SerializeToString())
-    lowered = check(path, {"x": random(2, 128)}, cache)
-    assert lowered.graph.inputs == ("x",)
-
-
-@pytest.mark.parametrize("coordinates", [False, True])
-def test_sparse_weights_become_dense(tmp_path: Path, cache: Path, coordinates: bool) -> None:
-    at = np.array([[0, 0], [0, 5], [17, 20]]) if coordinates else np.array([0, 5, 700])
-    sparse = make_sparse_tensor(from_array(random(3), "w"), from_array(at), [20, 40])
-    path = write(tmp_path / "m.onnx", [make_node("MatMul", ["x", "w"], ["y"])], [floats("x", 3, 20)], ["y"], {})
-    model = onnx.load(path)
-    model.graph.sparse_initializer.append(sparse)
-    onnx.save(model, path)
-    check(path, {"x": random(3, 20)}, cache)
-
-
-def test_functions_of_the_model_are_inlined(tmp_path: Path, cache: Path) -> None:
-    body = [make_node("MatMul", ["a", "m"], ["p"]), make_node("Add", ["p", "p"], ["r"])]
-    double = make_function("own", "Twice", ["a", "m"], ["r"], body, [make_opsetid("", 17)])
-    path = write(
-        tmp_path / "m.onnx",
-        [make_node("Twice", ["x", "w"], ["y"], domain="own")],
-        [floats("x", 2, 128)],
-        ["y"],
-        {"w": random(128, 256)},
-        functions=[double],
-        opsets=[make_opsetid("own", 1)],
-    )
-    lowered = check(path, {"x": random(2, 128)}, cache)
-    assert lowered.program.blob["w"].path == str(path)
-
-
-def test_dims_are_set_by_name_or_by_input_and_axis(tmp_path: Path, cache: Path) -> None:
-    x = make_tensor_value_info("x", F32, ["batch", None, 4])
-    path = write(tmp_path / "m.onnx", [make_node("Relu", ["x"], ["y"])], [x], ["y"], {})
-    lowered = lower_onnx(path, dims={"batch": 2, "x.1": 3}, cache=cache)
-    assert lowered.graph.tensor["y"].shape == (2, 3, 4)

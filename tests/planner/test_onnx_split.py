@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tensorstow.ir.errors import InputError
 from tensorstow.planner.onnx import Lowered, SplitAxis, lower_onnx, split, splittable
-from tensorstow.planner.onnx.split import part_ranges
+from tensorstow.planner.onnx.split_axis import part_ranges
 from tests.models import write_cnn, write_gpt, write_mlp
 from tests.reference import run_lowered
 

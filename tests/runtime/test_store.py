@@ -1,4 +1,4 @@
-"""Tests of runtime/store.py, store_build.py and directio.py."""
+"""Tests of runtime/store.py, store_build.py, store_pieces.py and directio.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tensorstow.ir.errors import ExecutionError, InputError, PlanMismatchError
 from tensorstow.ir.program import BlobSource, Program
-from tensorstow.runtime import directio, memory, store_build
+from tensorstow.runtime import directio, memory, store_pieces
 from tensorstow.runtime.arena import Arena
 from tensorstow.runtime.directio import DirectFile
 from tensorstow.runtime.store import WeightStore
@@ -89,7 +89,7 @@ def test_every_kind_of_source_is_stored(tmp_path: Path) -> None:
 
 
 def test_a_large_matrix_is_transposed_by_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_build, "BAND_NBYTES", 50_000)
+    monkeypatch.setattr(store_pieces, "BAND_NBYTES", 50_000)
     matrix = _matrix()
     path = _file(tmp_path, matrix)
     program = _program(_blob(path, matrix, transposed=True))

@@ -13,19 +13,9 @@ from tensorstow.solvers.caching.foresee import Foresee, replay_foreseen
 from tensorstow.solvers.caching.offline import next_uses, replay_belady, replay_segment
 from tensorstow.solvers.caching.problem import NONE, Ints, Outcome, Requests, gap_closed, one_cache, pooled
 from tensorstow.solvers.caching.recall import Recall, replay_recall
-from tensorstow.solvers.caching.windows import count_windows, predictability, srp, working_set
+from tensorstow.solvers.caching.windows import count_windows
 
-
-def random_requests(seed: int, *, rounds: int = 80, caches: int = 2, width: int = 3, objects: int = 9) -> Requests:
-    """Skewed sets with holes, some repeated."""
-    rng = np.random.default_rng(seed)
-    shares = rng.dirichlet(np.full(objects, 0.5), size=caches) * 0.9 + 0.1 / objects
-    ids = np.empty((rounds, caches, width), dtype=np.int32)
-    for t in range(rounds):
-        for c in range(caches):
-            ids[t, c] = rng.choice(objects, width, replace=False, p=shares[c] / shares[c].sum())
-    ids[rng.random(ids.shape) < 0.1] = NONE
-    return Requests(ids, np.ones((caches, objects), dtype=np.int64), rng.random(ids.shape, dtype=np.float32))
+from .caching_cases import phrases, random_requests
 
 
 def plain(requests: Requests, capacity: int, worst: Callable[[int, int, set[int], dict[int, int]], int]) -> int:
@@ -161,17 +151,6 @@ def test_prefetch_of_what_is_certain_always_hits() -> None:
     assert never.hits.sum() == replay_counted(requests, 4, LRU).hits.sum()
 
 
-def phrases(rounds: int, seed: int, *, caches: int = 3, width: int = 2, objects: int = 16) -> Requests:
-    """Tokens from a small vocabulary, in phrases that come again; a token's sets are its own."""
-    rng = np.random.default_rng(seed)
-    tables = np.stack([[rng.choice(objects, width, replace=False) for _ in range(caches)] for _ in range(60)])
-    book = [rng.integers(0, 60, rng.integers(5, 12)) for _ in range(12)]
-    tokens: list[int] = []
-    while len(tokens) < rounds:
-        tokens += book[int(rng.integers(len(book)))].tolist()
-    return Requests(tables[tokens[:rounds]].astype(np.int32), np.ones((caches, objects), np.int64))
-
-
 def test_recall_finds_phrases_again() -> None:
     requests = phrases(3000, 1)
     lru, belady = replay_counted(requests, 5, LRU).hit_rate(), replay_belady(requests, 5).hit_rate()
@@ -233,61 +212,6 @@ def test_pooled_caches_share_their_room() -> None:
     assert one.rounds == requests.rounds * requests.caches
     assert replay_belady(one, 10).hits.sum() >= replay_belady(requests, 5).hits.sum() * 0.9
     assert replay_belady(one, 18).loaded.sum() == replay_belady(requests, 9).loaded.sum()
-
-
-def brute_srp(requests: Requests, m: int, cache: int) -> float:
-    """The definition, window by window and object by object."""
-    starts = np.flatnonzero(requests.resets()).tolist() or [0]
-    best = 0.0
-    for threshold in range(1, m + 1):
-        right = chosen = total = 0
-        for low, high in zip(starts, [*starts[1:], requests.rounds], strict=True):
-            for start in range(low, high - m + 1):
-                for o in range(requests.objects):
-                    count = int((requests.ids[start : start + m, cache] == o).sum())
-                    total += count
-                    if count >= threshold:
-                        chosen += m
-                        right += count
-        best = max(best, 2 * right / (chosen + total) if chosen + total else 0.0)
-    return best
-
-
-@pytest.mark.parametrize("m", [1, 2, 5, 30, 200])
-def test_srp_is_its_definition(m: int) -> None:
-    plain_requests = random_requests(6, rounds=60)
-    begins = np.zeros(60, np.bool_)
-    begins[[0, 25, 28]] = True
-    requests = Requests(plain_requests.ids, plain_requests.sizes, None, begins)
-    histograms = count_windows(requests, m)
-    for c in range(requests.caches):
-        assert srp(histograms[c])[0] == pytest.approx(brute_srp(requests, m, c))  # pyright: ignore[reportUnknownMemberType]
-
-
-def test_steady_routing_has_an_srp_of_one() -> None:
-    requests = one_cache(np.tile(np.array([[1, 4]], np.int32), (20, 1)), np.ones(6, np.int64))
-    histogram = count_windows(requests, 8)[0]
-    assert srp(histogram) == (1.0, 1)
-    assert working_set(histogram, 6) == 2.0
-
-
-def test_segment_cache_by_hand() -> None:
-    """After round 2 (set {2}) one of 0 and 1 goes: 1 comes twice in the next three rounds, 0 once."""
-    ids = np.array([[0], [1], [2], [1], [0], [1]], np.int32)
-    requests = one_cache(ids, np.ones(3, np.int64))
-    assert replay_segment(requests, 2, 3).hits[:, 0].tolist() == [0, 0, 0, 1, 0, 1]
-    # Unprotected, 2 itself goes: it never comes again.
-    assert replay_segment(requests, 2, 3, protect=False).hits[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_predictability_of_what_follows_its_layer() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 8, 2000)
-    ids = np.stack([first, (first * 3 + 1) % 8], axis=1)[:, :, None].astype(np.int32)
-    found = predictability(Requests(ids, np.ones((2, 8), np.int64)))
-    assert found[2, 1] > 0.99
-    assert found[2, 0] < 0.3
-    assert np.all(found[1] < 0.3)
 
 
 def test_wrong_requests_are_refused() -> None:

@@ -17,7 +17,7 @@ from tensorstow.solvers.caching.stall_bound import Links, stall_bound
 from tensorstow.solvers.caching.stall_foreseen import Ahead, stall_foreseen
 from tensorstow.solvers.result import Status
 
-from .test_caching import phrases, random_requests
+from .caching_cases import phrases, random_requests
 
 
 @pytest.mark.parametrize("seed", range(6))

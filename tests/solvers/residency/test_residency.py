@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,64 +13,15 @@ from hypothesis import strategies as st
 from tensorstow.solvers.residency import (
     Gap,
     ResidencyProblem,
-    ResidencySolution,
     check_residency,
     compulsory_bound,
     fluid_time,
     improve_residency,
-    round_and_repair,
     solve_residency,
 )
-from tensorstow.solvers.residency.lp import Relaxer
-from tensorstow.solvers.residency.rounding import Pauses, held_profile, repair
-from tensorstow.solvers.result import Result, Status
+from tensorstow.solvers.result import Status
 
-
-def problems(*, periodic: bool, dirty: bool, shared: bool = False) -> st.SearchStrategy[ResidencyProblem]:
-    """Up to 6 steps and 6 gaps; capacities from the smallest feasible up."""
-
-    @st.composite
-    def one(draw: st.DrawFn) -> ResidencyProblem:
-        steps = draw(st.integers(1, 6))
-        gaps: list[Gap] = []
-        base = [draw(st.integers(0, 4)) for _ in range(steps)]
-        for item in range(draw(st.integers(0, 4))):
-            nbytes, clean = draw(st.integers(1, 8)), not dirty or draw(st.booleans())
-            uses = sorted(draw(st.sets(st.integers(0, steps - 1), min_size=1, max_size=3)))
-            for t in uses:
-                base[t] += nbytes
-            if not periodic and clean and draw(st.booleans()):
-                gaps.append(Gap(item, nbytes, -1, uses[0], True))
-            gaps += [Gap(item, nbytes, a, b, clean) for a, b in itertools.pairwise(uses)]
-            if periodic and clean:
-                gaps.append(Gap(item, nbytes, uses[-1], uses[0] + steps, True))
-        durations = tuple(draw(st.integers(0, 5)) * 10**6 for _ in range(steps))
-        capacity = max(base) + draw(st.integers(0, 10))
-        rate = 1000.0 * draw(st.sampled_from([0.5, 1.0, 3.0]))
-        return ResidencyProblem(durations, tuple(base), tuple(gaps), capacity, rate, 2 * rate, periodic, shared)
-
-    return one()
-
-
-def brute_force(problem: ResidencyProblem) -> Fraction:
-    """Fastest exact timeline over all choices of whole gaps."""
-    times: list[Fraction] = []
-    for choice in itertools.product((0, 1), repeat=len(problem.gaps)):
-        if all(absent or gap.start >= 0 for absent, gap in zip(choice, problem.gaps, strict=True)):
-            found = fluid_time(problem, tuple(Fraction(x) for x in choice))
-            if found is not None:
-                times.append(found)
-    return min(times)
-
-
-def solved(problem: ResidencyProblem, engine: str = "highs") -> Result[ResidencySolution]:
-    result = solve_residency(problem, engine=engine)
-    assert result.status == Status.OPTIMAL, result
-    assert result.solution is not None
-    assert result.bound is not None
-    assert result.objective is not None
-    assert check_residency(problem, result.solution) == ()
-    return result
+from .cases import brute_force, problems, random_problem, solved
 
 
 @pytest.mark.parametrize("periodic", [False, True])
@@ -135,148 +81,6 @@ def test_units_do_not_matter(problem: ResidencyProblem, scale: int) -> None:
     assert small.bound is not None
     assert large.bound is not None
     assert large.bound == pytest.approx(small.bound * scale, rel=1e-6)  # pyright: ignore[reportUnknownMemberType]
-
-
-@settings(max_examples=20, deadline=None)
-@given(problems(periodic=True, dirty=True))
-def test_whole_tensors(problem: ResidencyProblem) -> None:
-    relaxed = solved(problem)
-    found = improve_residency(problem, relaxed, time_limit_s=5.0, relative_gap=1e-6)
-    assert found.status == Status.OPTIMAL, found
-    assert found.solution is not None
-    assert found.bound is not None
-    assert relaxed.bound is not None
-    assert check_residency(problem, found.solution) == ()
-    assert all(min(x, 1 - x) < 1e-5 for x in found.solution.absent)
-    assert relaxed.bound <= found.bound <= float(brute_force(problem)) * (1 + 1e-9)
-    rounded = round_and_repair(problem, relaxed.solution.absent if relaxed.solution else ())
-    assert fluid_time(problem, tuple(Fraction(x) for x in rounded)) is not None
-
-
-@pytest.mark.parametrize("engine", ["cbc", "cpsat"])
-@settings(max_examples=8, deadline=None)
-@given(data=st.data())
-def test_engines_agree_on_whole_tensors(engine: str, data: st.DataObject) -> None:
-    problem = data.draw(problems(periodic=True, dirty=True))
-    relaxed = solved(problem)
-    reference = improve_residency(problem, relaxed, time_limit_s=5.0, relative_gap=1e-6)
-    other = improve_residency(problem, relaxed, time_limit_s=10.0, relative_gap=1e-6, engine=engine)
-    assert reference.objective is not None
-    assert other.objective is not None
-    assert other.bound is not None
-    assert other.objective == pytest.approx(reference.objective, rel=1e-5)  # pyright: ignore[reportUnknownMemberType]
-    assert other.bound <= float(brute_force(problem)) * (1 + 1e-9)
-    assert other.method == f"MIP by {engine}"
-
-
-@settings(max_examples=15, deadline=None)
-@given(problems(periodic=True, dirty=False), st.randoms(use_true_random=False))
-def test_decided_gaps_stay_decided(problem: ResidencyProblem, chance: random.Random) -> None:
-    relaxed = solved(problem)
-    decided = {g: chance.random() < 0.5 for g in range(len(problem.gaps)) if chance.random() < 0.5}
-    best: Fraction | None = None
-    for choice in itertools.product((0, 1), repeat=len(problem.gaps)):
-        if all(choice[g] == absent for g, absent in decided.items() if problem.gaps[g].end > problem.gaps[g].start + 1):
-            found = fluid_time(problem, tuple(Fraction(x) for x in choice))
-            best = found if best is None or (found is not None and found < best) else best
-    result = improve_residency(problem, relaxed, time_limit_s=5.0, relative_gap=1e-6, decided=decided)
-    if best is None:
-        assert result.status is Status.INFEASIBLE
-        return
-    assert result.objective == pytest.approx(float(best), rel=1e-5, abs=10)  # pyright: ignore[reportUnknownMemberType]
-    assert result.solution is not None
-    for g, absent in decided.items():
-        if problem.gaps[g].end > problem.gaps[g].start + 1:
-            assert round(result.solution.absent[g]) == absent
-
-
-@settings(max_examples=60, deadline=None)
-@given(problems(periodic=True, dirty=True), st.data())
-def test_repair_makes_it_fit(problem: ResidencyProblem, data: st.DataObject) -> None:
-    absent = tuple(data.draw(st.sampled_from([0.0, 0.3, 0.6, 1.0])) for _ in problem.gaps)
-    out = round_and_repair(problem, absent)
-    held = list(problem.base_nbytes)
-    for gap, gone in zip(problem.gaps, out, strict=True):
-        for t in range(len(held)):
-            held[t] += gap.nbytes if not gone and problem.covers(gap, t) else 0
-    assert max(held) <= problem.capacity_nbytes
-    assert all(gone for gone, fraction in zip(out, absent, strict=True) if fraction > 0.5)
-
-
-@pytest.mark.parametrize("steps", [1, 7, 256, 257, 700])
-def test_repair_takes_the_worst_step_and_its_most_absent_gap(steps: int) -> None:
-    """Against the rule, followed with a look at everything each time."""
-    rng = np.random.default_rng(steps)
-    for _ in range(30):
-        start = rng.integers(-1, steps, 40)
-        pauses = Pauses(
-            start, start + rng.integers(1, steps + 1, 40), rng.integers(0, 5, 40), rng.integers(0, 4, steps)
-        )
-        absent = tuple(rng.choice([0.0, 0.25, 0.5], 40).tolist())
-        out, capacity = rng.random(40) < 0.2, int(rng.integers(0, 60))
-        expected = out.copy()
-        fits = True
-        while fits and (held := held_profile(pauses, expected)).max() > capacity:
-            worst = int(held.argmax())
-            over = [
-                (absent[g], int(pauses.end[g] - pauses.start[g]), -g)
-                for g in range(40)
-                if any(pauses.start[g] < t < pauses.end[g] for t in (worst, worst + steps))
-                and pauses.nbytes[g] and not expected[g]
-            ]  # fmt: skip
-            fits = bool(over)
-            if over:
-                expected[-max(over)[2]] = True
-        assert repair(pauses, absent, out, capacity) == fits
-        assert out.tolist() == expected.tolist()
-
-
-def test_an_engine_that_breaks_down_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(*_: object) -> None:
-        raise RuntimeError("basis is singular")
-
-    monkeypatch.setattr("tensorstow.solvers.residency.lp.Highs", crash)
-    result = solve_residency(random_problem(steps=12, items=8, seed=4, share=0.4))
-    assert result.status is Status.ERROR
-    assert "highs broke down: basis is singular" in result.detail
-    assert result.bound is not None
-
-
-@pytest.mark.parametrize("engine", ["auto", "highs", "glop", "cbc", "cpsat"])
-def test_engines_agree(engine: str) -> None:
-    problem = random_problem(steps=12, items=8, seed=4, share=0.4)
-    reference = solved(problem)
-    other = solved(problem, engine)
-    assert other.bound == pytest.approx(reference.bound, rel=1e-6)  # pyright: ignore[reportUnknownMemberType]
-
-
-def random_problem(*, steps: int, items: int, seed: int, share: float) -> ResidencyProblem:
-    """Weights used once a pass, of four sizes, `share` of what they need, on a disk of 1.2 GB/s."""
-    rng = random.Random(seed)
-    base, gaps = [1_000_000] * steps, list[Gap]()
-    for item in range(items):
-        at, nbytes = rng.randrange(steps), rng.choice([100_000, 1_000_000, 2_400_000, 9_000_000])
-        base[at] += nbytes
-        gaps.append(Gap(item, nbytes, at, at + steps, True))
-    durations = tuple(rng.randrange(100_000, 3_000_000) for _ in range(steps))
-    capacity = max(int((sum(gap.nbytes for gap in gaps) + max(base)) * share), max(base))
-    return ResidencyProblem(durations, tuple(base), tuple(gaps), capacity, 1.2e9, 1.0e9, periodic=True)
-
-
-@pytest.mark.parametrize("engine", ["highs", "glop"])
-def test_other_capacities_one_after_another_are_as_good_as_alone(engine: str) -> None:
-    problem = random_problem(steps=60, items=80, seed=3, share=0.5)
-    room = problem.capacity_nbytes - max(problem.base_nbytes)
-    relaxer = Relaxer(problem, engine=engine)
-    for share in (0.0, 0.3, 0.1, 0.6, -0.2, 0.3):  # below zero: more than the first had
-        capacity = problem.capacity_nbytes - int(share * room)
-        warm = relaxer.solve(capacity, time_limit_s=30)
-        cold = solve_residency(replace(problem, capacity_nbytes=capacity), engine=engine)
-        assert warm.status == cold.status == Status.OPTIMAL
-        assert warm.objective == pytest.approx(cold.objective, rel=1e-5)
-        assert warm.bound == pytest.approx(cold.bound, rel=1e-5)
-        assert warm.solution is not None
-        assert not check_residency(replace(problem, capacity_nbytes=capacity), warm.solution)
 
 
 def test_a_thousand_steps_are_fast() -> None:
@@ -350,11 +154,6 @@ def test_same_answer_twice() -> None:
     assert solved(problem).solution == solved(problem).solution
 
 
-def test_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="'abacus' is unknown; choose one of auto, highs, glop, cbc, cpsat"):
-        solve_residency(ResidencyProblem((), (), (), 0, 1.0, 1.0, True), engine="abacus")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -394,18 +193,3 @@ def test_checker_finds_missing_stores() -> None:
     solution = solved(problem).solution
     assert solution is not None
     assert any("was never stored" in line for line in check_residency(problem, replace(solution, stored=(0.0,))))
-
-
-@pytest.mark.parametrize("first", ["highspy", "ortools.sat.python.cp_model"])
-def test_engines_share_a_process(first: str) -> None:
-    second = "ortools.sat.python.cp_model" if first == "highspy" else "highspy"
-    code = f"""
-import {first}, {second}
-from tensorstow.solvers.residency import Gap, ResidencyProblem, solve_residency
-from tensorstow.solvers.packing import Body, Box, PackingProblem, pack
-p = ResidencyProblem((10**9, 10**9), (100, 50), (Gap(0, 100, 0, 2, True),), 100, 10.0, 10.0, True)
-assert all(abs(solve_residency(p, engine=e).objective - 7e9) < 7e3 for e in ("highs", "glop"))
-sizes = ((0, 2, 3), (1, 4, 3), (3, 6, 3), (0, 6, 2))
-assert pack(PackingProblem(tuple(Body((Box(a, b, 0, n),)) for a, b, n in sizes))).objective == 8
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
