@@ -69,13 +69,18 @@ class DeadlockError(InputError):
 
 
 def prefilled(plan: Plan, graph: Graph) -> tuple[Residency, ...]:
-    """Residencies of homed storages that hold their bytes at instant 0; loaded before the first pass."""
+    """Residencies of homed storages that hold their bytes at instant 0; loaded before the first pass.
+
+    Those that end at that very instant are among them if a transfer begins there: the first pass stores, too, what the
+    pass before it would have left.
+    """
     total = len(plan.steps)
-    return tuple(
-        r
-        for r in plan.residencies
-        if r.tier != plan.home_tier and graph.storage[r.storage].homed and (r.end > total or r.end - r.start == total)
-    )
+    leaving = {(t.storage, t.origin) for t in plan.transfers if t.after == 0}
+
+    def held(r: Residency) -> bool:
+        return r.end > total or r.end - r.start == total or (r.end == total and (r.storage, r.tier) in leaving)
+
+    return tuple(r for r in plan.residencies if r.tier != plan.home_tier and graph.storage[r.storage].homed and held(r))
 
 
 @without_collecting()

@@ -11,7 +11,7 @@ from ..ir.collecting import without_collecting
 from ..ir.graph import Graph
 from ..ir.machine import Link, Machine
 from ..ir.plan import Plan
-from ..solvers.bounds import Flow, Traffic, Value, order_free_traffic
+from ..solvers.bounds import Flow, Traffic, Value, order_free_traffic, whole_operand_traffic
 from .bounds_tiled import Tiled, tiled_operators
 from .costs import duration_ns
 from .instance import Instance
@@ -225,6 +225,11 @@ def _any_order(instance: Instance) -> Iterator[Bound]:
             kind = f"compulsory traffic: {orders}, from below '{tier.name}'"
             nbytes = ((f"from below {tier.name}", deeper.loaded), (f"to below {tier.name}", deeper.stored))
             yield Bound(_all_links_s(deeper, machine, inside), kind, scope, nbytes)
+    whole = whole_operand_traffic(flow, instance.capacity_nbytes)
+    kind = "whole operands: weights need a place in one piece; any order, operators repeated at will, "
+    nbytes = ((load.name, whole.loaded),)
+    yield Bound(_two_links_s(whole, load, None), kind + _tiers(instance), ANY_REPEATS, nbytes)
+    yield Bound(_all_links_s(whole, machine, {fast}), kind + "any tiers", ANY_REPEATS_AND_TIERS, nbytes)
 
 
 def _flow(instance: Instance) -> Flow:

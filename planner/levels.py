@@ -46,6 +46,10 @@ PACES = (0.15, 0.02)
 LEAN, LEAN_SHARE = 3, 0.3
 """How many upper plans of the search for lean ones are lowered, and the share of the time for that search."""
 
+UPPER_SHARE, LEAST_SHARE = 0.5, 0.1
+"""The share of the time that is left which the strategy itself has for plans of the two topmost tiers; and the share of
+the limit that each of them has in any case, as has each lowering twice over."""
+
 PASSING = (0.5, 0.8, 0.3, 0.95)
 """Shares of a middle tier that may pass it at a step, where otherwise more would than fits: tried one after another."""
 
@@ -80,10 +84,11 @@ def plan_levels(strategy: Strategy, instance: Instance, effort: Effort) -> Plan:
     if policy is not None:
         return _by_policy(instance, strategy.plan(top, effort), policy, effort)
     search = _Search(instance, (relaxed.bound or 0.0) / 1e9)
-    for number, upper in enumerate(_upper_plans(strategy, instance, relaxed, effort)):
-        if number >= LEAN and search.best is not None:
+    deadline = began + effort.time_limit_s
+    for number, upper in enumerate(_upper_plans(strategy, instance, relaxed, effort, deadline)):
+        if search.best is not None and (number >= LEAN or time.monotonic() > deadline):
             break
-        left = max(began + effort.time_limit_s - time.monotonic(), 0.2 * effort.time_limit_s)
+        left = max(deadline - time.monotonic(), 2 * LEAST_SHARE * effort.time_limit_s)
         search.run(upper, left / max(1, LEAN - number))
     if search.best is None:
         raise _no_addresses(instance, effort)
@@ -91,7 +96,7 @@ def plan_levels(strategy: Strategy, instance: Instance, effort: Effort) -> Plan:
 
 
 def _upper_plans(
-    strategy: Strategy, instance: Instance, relaxed: Result[TieredSolution], effort: Effort
+    strategy: Strategy, instance: Instance, relaxed: Result[TieredSolution], effort: Effort, deadline: float
 ) -> Iterator[Plan]:
     """Plans of the two topmost tiers, the likeliest best first.
 
@@ -107,9 +112,12 @@ def _upper_plans(
     if isinstance(strategy, Stow):
         posed = slower[0] if slower else top
         plans = lean_plans(instance, posed, strategy.name, effort, time_share=LEAN_SHARE, number=LEAN)
-    plans += [p for p in (_found(strategy, posed, effort) for posed in (*slower[-1:], top)) if p is not None]
+    first, others = (*slower[-1:], top), slower[:-1]
+    time_s = UPPER_SHARE * (deadline - time.monotonic()) / len(first)
+    shared = replace(effort, time_limit_s=max(time_s, LEAST_SHARE * effort.time_limit_s))
+    plans += [p for p in (_found(strategy, posed, shared) for posed in first) if p is not None]
     yield from sorted(_on(instance, plans), key=lambda plan: estimate_s(instance, plan))
-    yield from _on(instance, [p for p in (_found(strategy, posed, effort) for posed in slower[:-1]) if p is not None])
+    yield from _on(instance, [p for p in (_found(strategy, posed, shared) for posed in others) if p is not None])
     if not plans:
         yield from _on(instance, [strategy.plan(top, effort)])  # or it says what it lacks
 

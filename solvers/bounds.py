@@ -148,6 +148,37 @@ def _reached(edges: Sequence[Iterable[int]], start: int) -> set[int]:
     return found
 
 
+def whole_operand_traffic(flow: Flow, capacity: int) -> Traffic:
+    """Bytes that every pass in the steady state loads into a fast memory of `capacity` bytes in which every operand
+    lies whole and in one piece while an operator uses it: in any order, with operators repeated at will.
+
+    The argument. Of the values from below that are read and never written (s_j bytes each, W together) let P bytes not
+    be loaded within a pass. Each of them is at one address all the time, so R = capacity - P addresses are left, and
+    W - P = W - capacity + R bytes are loaded. What else the readers of value j touch, o_j bytes, lies in the R. (1) A
+    value of which no byte stays is beside that when it is used, so s_j + o_j <= R. (2) A value of which some byte stays
+    has its place by that byte, from which it reaches in one piece over what it loads. From an address of the R that it
+    covers, the nearest address that is not of the R, on the side where its own byte lies, is inside its place, so it
+    holds a byte of this very value: at most two values, one a side, cover the same address, and they load 2R bytes
+    together. Hence sum{s_j : s_j + o_j <= R} + 2R >= W - capacity + R, of which the left grows faster than the right:
+    the least R at which it holds is below all that a plan can have.
+    """
+    stays = [v for v in flow.values if v.below and v.readers and not v.writers]
+    beside = [0] * len(flow.successors)
+    for value in flow.values:
+        if not (value.below and not value.writers):
+            for op in value.readers | value.writers:
+                beside[op] += value.nbytes
+    total, most = sum(v.nbytes for v in stays), max(beside, default=0)
+    left, streamed = most, 0
+    for needed, nbytes in sorted((v.nbytes + max(beside[op] for op in v.readers), v.nbytes) for v in stays):
+        if needed > max(left, total - capacity - streamed):
+            break  # so many addresses are enough without this value, which more of them could stream
+        left, streamed = max(left, needed), streamed + nbytes
+    left = max(left, total - capacity - streamed)
+    loaded = min(total, max(0, total - capacity + left))
+    return Traffic(loaded, 0, loaded)
+
+
 def matrix_product_io(
     rows: int, columns: int, inner: int, fast: int, *, count: int = 1, made: int = 0, embedded: bool = False
 ) -> Traffic:

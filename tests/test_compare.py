@@ -55,7 +55,7 @@ def test_the_json_object(cli: Cli, model: Path) -> None:
     for bound in facts["bounds"]:
         assert set(bound) == {"name", "kind", "seconds", "nbytes"}
     assert {b["name"] for b in facts["bounds"]} == {
-        "compute", "compute on any unit", "working set", "compulsory traffic", "residency LP",
+        "compute", "compute on any unit", "working set", "compulsory traffic", "whole operands", "residency LP",
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tensorstow.ir.plan import Certificate, Plan, Residency, Step, Transfer
-from tensorstow.ir.simulate import DeadlockError, simulate
+from tensorstow.ir.simulate import DeadlockError, prefilled, simulate
 
 from ..graphs import KIB, chain, machine
 
@@ -95,3 +95,13 @@ def test_deadlock_is_told() -> None:
 def test_no_steps_take_no_time() -> None:
     empty = replace(plan([], []), steps=())
     assert simulate(empty, GRAPH, BOX).pass_ns == 0
+
+
+def test_what_leaves_as_a_pass_begins_is_there_before_the_first_one() -> None:
+    """A store at instant 0 of what the last step of the pass before wrote: the first pass runs it, too, and must store
+    what lies at home, not whatever memory held."""
+    store = Transfer("w0", 0, 100 * KIB, "dram", "ssd", 0, 0)
+    last = stay(0, 2, 3)
+    given = plan([store, load(0, 2, 2)], [last])
+    assert prefilled(given, GRAPH) == (last,)
+    assert prefilled(replace(given, transfers=(load(0, 2, 2),)), GRAPH) == ()

@@ -134,7 +134,7 @@ def test_a_damaged_cache_is_made_again(damage: str) -> None:
             "cut": text[:-9],
             "changed": text.replace(str(ns), str(ns + 1)),
             "no JSON": "\0\1",
-            "other schema": text.replace("rates/1", "rates/0"),
+            "other schema": text.replace("rates/2", "rates/1"),
             "other types": json.dumps(wrong),
         }[damage]
     )
