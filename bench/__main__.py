@@ -27,6 +27,7 @@ NAMES = (
     "packing",
     "cosma",
     "scale",
+    "repeats",
     "experts",
     "reliability",
     "moe",

@@ -7,7 +7,8 @@ import importlib.util
 import random
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,28 +79,41 @@ def _dotted(text: str) -> bool:
 
 
 def make(maker: Maker) -> Made:
-    """Call the user's callable, with the common generators of random numbers seeded: whoever makes it again, in another
-    process, gets the same weights. Raises InputError, with the line of the user's file where it went wrong."""
-    _seed()
-    found = _callable(maker)
-    _seed()  # a package may have been imported before, and drawn nothing now
-    try:
-        returned = found()
-    except TensorstowError:
-        raise
-    except Exception as error:
-        raise InputError(f"'{maker.text}' raised {_said(error)}{_where(error)}") from error
-    return _checked(maker, returned)
+    """Call the user's callable, with the common generators of random numbers seeded for that time: whoever makes it
+    again, in another process, gets the same weights. Raises InputError, with the line of the user's file where it went
+    wrong."""
+    with _seeded() as seed:
+        found = _callable(maker)
+        seed()  # a package may have been imported before, and drawn nothing now
+        try:
+            returned = found()
+        except TensorstowError:
+            raise
+        except Exception as error:
+            raise InputError(f"'{maker.text}' raised {_said(error)}{_where(error)}") from error
+        return _checked(maker, returned)
 
 
-def _seed() -> None:
-    """Python's, NumPy's and PyTorch's."""
+@contextmanager
+def _seeded() -> Generator[Callable[[], None]]:
+    """Python's, NumPy's and PyTorch's generators, seeded, and again at each call of what is given; at the end as they
+    were before."""
     import numpy as np
     import torch
 
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    def seed() -> None:
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        seed()
+        try:
+            yield seed
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def _callable(maker: Maker) -> Callable[[], Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -166,3 +168,17 @@ def test_what_is_drawn_at_random_is_the_same_when_made_again(tmp_path: Path) -> 
     second = make(maker)
     assert torch.equal(first.module.weight, second.module.weight)
     assert torch.equal(first.args[0], second.args[0])
+
+
+def test_the_generators_of_whoever_asks_go_on_as_if_nothing_was_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "draws.py"
+    path.write_text(DRAWS)
+    drawn: list[tuple[float, float, float]] = []
+    for maker in (None, Maker("draws.py:make", "make", file=path)):
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+        if maker is not None:
+            make(maker)
+        drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
+    assert drawn[0] == drawn[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,17 @@ class Planned(nn.Module):
         return self.step(*batch)
 
 
+def meet(rank: int, folder: str) -> None:
+    """Begin a group of two. Who waits for the other one longer than a loaded machine takes fails."""
+    patience = timedelta(minutes=3)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2, timeout=patience
+    )
+
+
 def work(rank: int, folder: str) -> None:
     """What each process does: the batches are its own, the gradients are the mean."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2)
+    meet(rank, folder)
     torch.set_num_threads(1)
     case = gpt()
     twin = case.twin()
@@ -52,7 +61,7 @@ def work(rank: int, folder: str) -> None:
 
 def work_compiled(rank: int, folder: str) -> None:
     """The same with `DDP(torch.compile(...))`; the loss is taken outside."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2)
+    meet(rank, folder)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(64, 64), nn.GELU())))
