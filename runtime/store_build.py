@@ -22,12 +22,15 @@ from .store import INDEX, SCHEMA, WEIGHTS, Identity, Index, Progress, layout
 from .store_pieces import PIECE_NBYTES, Piece, pieces
 
 _PARTIAL = ".partial"
+_REPLACED = "old"
+"""What was in the place of a new store, inside it until it is removed."""
 
 
 def remove_remains(folder: Path) -> None:
     """Remove what builders of `folder` that died have left. The caller holds the lock, so none is alive."""
     for remains in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
         shutil.rmtree(remains, ignore_errors=True)
+    shutil.rmtree(folder / _REPLACED, ignore_errors=True)
 
 
 def build_store(program: HasBlobs, identity: Identity, folder: Path, progress: Progress | None) -> None:
@@ -41,10 +44,10 @@ def build_store(program: HasBlobs, identity: Identity, folder: Path, progress: P
         write_atomic(partial / INDEX, dumps(index))
         _sync(partial)
         if folder.exists():  # unusable, else it would not be built: move away what others may still read
-            folder.rename(partial / "old")
+            folder.rename(partial / _REPLACED)
         partial.rename(folder)
         _sync(folder.parent)
-        shutil.rmtree(folder / "old", ignore_errors=True)
+        shutil.rmtree(folder / _REPLACED, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -63,15 +63,23 @@ def run_module(seed: int, rng: np.random.Generator) -> Done:
 
 
 def run_training(seed: int, rng: np.random.Generator) -> Done:
-    """Steps, with or without an optimizer in them: losses, gradients, parameters and buffers."""
+    """Steps, with or without an optimizer in them, which may have states already: losses, gradients, parameters and
+    buffers."""
     with _alone():
         found = random_module(rng, calls=STEPS, training=True)
-        module, twin = found.module, copy.deepcopy(found.module)
-        name = str(rng.choice(list(OPTIMIZERS)))
-        optimizer, plain = (OPTIMIZERS[name](m.parameters()) for m in (module, twin))
+        module, name = found.module, str(rng.choice(list(OPTIMIZERS)))
+        optimizer = OPTIMIZERS[name](module.parameters())
+        states: Any = None
+        if optimizer is not None and rng.integers(2):
+            _ordinary_step(module, optimizer, found.calls[0])
+            states = copy.deepcopy(optimizer.state_dict())
+        twin = copy.deepcopy(module)
+        plain = OPTIMIZERS[name](twin.parameters())
+        if plain is not None and states is not None:
+            plain.load_state_dict(states)
         model = training_model(module_in_memory(module, {}, (found.calls[0],)), loss=mean_square, optimizer=optimizer)
         what, planned = _planned(rng, model, "training")
-        what = f"{what}, {name or 'no optimizer'}"
+        what = f"{what}, {name or 'no optimizer'}{', resumed' * (states is not None)}"
         if not isinstance(planned, PlanFile):
             return Done(seed, what, *planned)
         with apply_training(planned, module, loss=mean_square, optimizer=optimizer, threads=None) as step:
@@ -138,6 +146,13 @@ def _planned(rng: np.random.Generator, model: Model, mode: str) -> tuple[str, Pl
         path = Path(folder) / "plan.json"
         write_plan(file, path)
         return what, read_plan(path)
+
+
+def _ordinary_step(module: nn.Module, optimizer: Any, given: Any) -> None:
+    """A step that no plan knows of, after which states are not zeros."""
+    mean_square(module(given)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _update(module: nn.Module, optimizer: Any, number: int, *, ours: bool) -> None:

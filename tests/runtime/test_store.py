@@ -233,6 +233,16 @@ def test_what_a_dead_builder_left_is_removed(tmp_path: Path) -> None:
     assert not remains.exists()
 
 
+def test_what_a_new_store_replaced_goes_though_its_builder_died_then(tmp_path: Path) -> None:
+    program = _program(BlobSource("w", 8, "uint8", (8,), fill="07"))
+    WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "k").close()
+    replaced = tmp_path / "k" / "old"
+    replaced.mkdir()
+    (replaced / "weights.bin").write_bytes(b"of another version")
+    WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "k").close()
+    assert not replaced.exists()
+
+
 def _build_in_child(folder: Path, results: Any) -> None:
     built: list[int] = []
     program = _program(BlobSource("w", 32 << 20, "uint8", (32 << 20,), fill="07"))
