@@ -25,7 +25,7 @@ from .joint_described import described, names_of, sources_of
 from .joint_graph import Joint, Sections
 from .joint_shells import States, gives, shells
 from .joint_tracing import forget_tracing, quiet, tracing
-from .refusals import explained
+from .refusals import explained, refuse_lost_writes
 from .stand_ins import on_cpu
 
 
@@ -146,6 +146,7 @@ def _backend(
                 "requires a gradient; set `requires_grad`, or plan with mode='inference'"
             )
 
+        refuse_lost_writes(graph, type(module).__name__)
         sources = sources_of(graph, names_of(module, *called()))
         return _compiled(graph, inputs, sources, lambda joint: _called_by_us(build, joint), nothing_to_train)
 
@@ -172,6 +173,7 @@ def compiled_graph(
             f"the model is cut in two{where}, and no plan knows what the other part holds; keep Python that depends on "
             "values out of what is compiled, or use ts.plan and ts.apply, which run such a model by hooks"
         )
+    refuse_lost_writes(graph, "the model")
     names: dict[int, tuple[Any, tuple[str, ...]]] = {}
     for node in graph.graph.find_nodes(op="placeholder"):
         given = node.meta.get("grapharg")

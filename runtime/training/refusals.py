@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._dynamo.exc import TorchRuntimeError
 
 from ...ir.errors import InputError, TensorstowError
@@ -26,6 +27,32 @@ class NoSingleGraphError(InputError):
         )
         self.where = where
         self.reason = reason
+
+
+def refuse_lost_writes(graph: fx.GraphModule, name: str) -> None:
+    """NoSingleGraphError where dynamo's `graph` writes in place to a float64 tensor without dimensions that it is
+    given: AOT autograd takes it for a Python number and forgets the write (PyTorch 2.13; `aot_eager` does, too)."""
+    for node in graph.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float64 and value.dim() == 0:
+            for user in node.users:
+                if _writes(user, node):
+                    raise NoSingleGraphError(
+                        name,
+                        "",
+                        f"'{node.name}' is a float64 tensor without dimensions that is written in place, which PyTorch's "
+                        "compiler forgets; make it float32, or give it one dimension",
+                    )
+
+
+def _writes(user: fx.Node, tensor: fx.Node) -> bool:
+    called = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    by_name = called.endswith("_") and not called.endswith("__") and user.args[:1] == (tensor,)
+    return by_name or (user.target in _IN_PLACE and user.args[0] is tensor) or user.kwargs.get("out") is tensor
+
+
+_IN_PLACE = frozenset(getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem"))
+"""What changes its first argument."""
 
 
 def refuse_sharded(module: nn.Module) -> None:
