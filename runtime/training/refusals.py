@@ -40,8 +40,8 @@ def refuse_lost_writes(graph: fx.GraphModule, name: str) -> None:
                     raise NoSingleGraphError(
                         name,
                         "",
-                        f"'{node.name}' is a float64 tensor without dimensions that is written in place, which PyTorch's "
-                        "compiler forgets; make it float32, or give it one dimension",
+                        f"'{node.name}' is a float64 tensor without dimensions that is written in place, which "
+                        "PyTorch's compiler forgets; make it float32, or give it one dimension",
                     )
 
 
