@@ -149,8 +149,8 @@ def _planned(rng: np.random.Generator, model: Model, mode: str) -> tuple[str, Pl
 
 
 def _reference(twin: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """The loss as the plan is to have it, to the bit: eager's; with dropout in bfloat16 that of `aot_eager`, which rounds
-    otherwise than eager in the backward of a dropout."""
+    """The loss as the plan is to have it, to the bit: eager's; with dropout in bfloat16 that of `aot_eager`, which
+    rounds otherwise than eager in the backward of a dropout."""
 
     def loss(given: Any) -> torch.Tensor:
         return mean_square(twin(given))
