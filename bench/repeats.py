@@ -21,11 +21,11 @@ import numpy as np
 
 from tensorstow.ir.graph import Graph
 from tensorstow.planner import search
-from tensorstow.planner.instance import Instance, make_instance
+from tensorstow.planner.instance import make_instance
 
 from .common import table
-from .scale import PLANNING, measure_graph
-from .scale_graphs import inference, machine_for, training
+from .scale import PLANNING, machine_of_share, measure_graph
+from .scale_graphs import inference, training
 
 KINDS: dict[str, Callable[..., Graph]] = {"inference": inference, "training": training}
 LIMIT_S = 30.0
@@ -111,7 +111,9 @@ def _row(kind: str, operators: int, share: float) -> dict[str, Any]:
     with patch.object(search, "place", timed):
         row = measure_graph(graph, share, "check", LIMIT_S)
     own: dict[str, float] = row["seconds"]
-    tenth, whole = _posed(KINDS[kind](operators // PART, alike=True), share), _posed(graph, share)
+    tenth, whole = (
+        make_instance(g, machine_of_share(g, share)) for g in (KINDS[kind](operators // PART, alike=True), graph)
+    )
     began = time.process_time()
     part = tenth.relax(tenth.capacity_nbytes, time_limit_s=LIMIT_S)
     row["tenth_s"] = time.process_time() - began
@@ -125,12 +127,6 @@ def _row(kind: str, operators: int, share: float) -> dict[str, Any]:
         "placing_s": placing,
         "tenth_over_bound": PART * (part.objective or 0.0) / (bound or 1.0),
     }
-
-
-def _posed(graph: Graph, share: float) -> Instance:
-    roomy = make_instance(graph, machine_for(graph, 1 << 60))
-    least, most = max(roomy.base_nbytes), roomy.peak_of_all()
-    return make_instance(graph, machine_for(graph, least + int(share * (most - least))))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tensorstow.ir.check import check
 from tensorstow.ir.codec import digest
 from tensorstow.ir.errors import TensorstowError
 from tensorstow.ir.graph import Graph
+from tensorstow.ir.machine import Machine
 from tensorstow.ir.simulate import simulate
 from tensorstow.planner.bounds import find_bound
 from tensorstow.planner.build import certify
@@ -60,12 +61,19 @@ def measure(kind: str, operators: int, share: float, until: str, time_limit_s: f
     return {"kind": kind} | measure_graph(KINDS[kind](operators), share, until, time_limit_s)
 
 
-def measure_graph(graph: Graph, share: float, until: str, time_limit_s: float) -> dict[str, Any]:
-    """`measure` of a graph."""
+def machine_of_share(graph: Graph, share: float) -> Machine:
+    """A machine whose room is this share of the way from the least that goes to what takes everything.
+
+    What it is worked out from is gone when this returns: a peak of memory is to be that of planning.
+    """
     roomy = make_instance(graph, machine_for(graph, 1 << 60))
     least, most = max(roomy.base_nbytes), roomy.peak_of_all()
-    del roomy  # the peak of memory is to be that of planning
-    machine = machine_for(graph, least + int(share * (most - least)))
+    return machine_for(graph, least + int(share * (most - least)))
+
+
+def measure_graph(graph: Graph, share: float, until: str, time_limit_s: float) -> dict[str, Any]:
+    """`measure` of a graph."""
+    machine = machine_of_share(graph, share)
     row: dict[str, Any] = {"operators": len(graph.operators), "share": share, "seconds": {}, "wall": {}}
 
     def stage(name: str, work: Callable[[], T]) -> T:

@@ -116,9 +116,14 @@ class Search:
         spent = time.monotonic() - self.began
         if self.best is None:
             return spent > self.most_s
-        near = self.best.certificate.simulated_s <= self.bound_s * (1 + self.good_enough)
         lean = _moved(self.best) <= FEW_MORE_BYTES * self.relaxed_nbytes
-        return (near and lean) or spent > min(self.most_s, self.time_s)
+        return (self.near and lean) or spent > min(self.most_s, self.time_s)
+
+    @property
+    def near(self) -> bool:
+        """Whether there is a plan, and no other is faster by more than makes a difference."""
+        best = self.best
+        return best is not None and best.certificate.simulated_s <= self.bound_s * (1 + self.good_enough)
 
     @cached_property
     def bound_s(self) -> float:

@@ -268,11 +268,13 @@ class Yard:
 def joined(parts: list[tuple[int, int, float]], alignment: int, least_nbytes: int) -> list[tuple[int, int, float]]:
     """Parts of whole blocks, none below `least_nbytes` but where there is only one: small ones go with a neighbour.
 
-    A block across the edge of two parts belongs to the one that is free later.
+    A block across the edge of parts belongs to one of them, and is free when the last of them is.
     """
     found: list[tuple[int, int, float]] = []
-    for k, (_, hi, free) in enumerate(parts):
+    for k, (begin, hi, free) in enumerate(parts):
         lo = found[-1][1] if found else 0
+        if begin < lo:
+            found[-1] = (found[-1][0], lo, max(found[-1][2], free))
         if k + 1 < len(parts):
             hi = hi // alignment * alignment if free < parts[k + 1][2] else -(-hi // alignment) * alignment
             hi = min(hi, parts[-1][1])

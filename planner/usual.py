@@ -50,7 +50,7 @@ class Usual:
         addresses as a baseline, each other half of the time that the one before it had. On graphs of many thousands of
         values each takes seconds, and nothing is done."""
         search = self.search
-        if len(search.instance.items) > MANY_BODIES or self._is_good():
+        if len(search.instance.items) > MANY_BODIES or search.near:
             return
         while not self.packed:
             decisions = next(self.waiting, None)
@@ -88,9 +88,3 @@ class Usual:
         link = load_link(instance)
         loads_ns = sum(link.busy_ns(payload_nbytes(instance, item)) for item, _ in decisions.evicted)
         return max(loads_ns, sum(instance.durations_ns)) / 1e9
-
-    def _is_good(self) -> bool:
-        search = self.search
-        return search.best is not None and search.best.certificate.simulated_s <= search.bound_s * (
-            1 + search.good_enough
-        )

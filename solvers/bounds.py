@@ -165,7 +165,7 @@ def whole_operand_traffic(flow: Flow, capacity: int) -> Traffic:
     stays = [v for v in flow.values if v.below and v.readers and not v.writers]
     beside = [0] * len(flow.successors)
     for value in flow.values:
-        if not (value.below and not value.writers):
+        if not value.below or value.writers:
             for op in value.readers | value.writers:
                 beside[op] += value.nbytes
     total, most = sum(v.nbytes for v in stays), max(beside, default=0)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .jit import compiled
+from .landing import RING
 
 Array = Any
 """An array in compiled code, whose elements are numbers to it."""
@@ -68,7 +69,7 @@ def land(
             done = max(done, times[j]) + lengths[j] / bytes_per_ns
             tight = max(tight, times[j] - start_ns)
         key = float(base)
-        if rule == 1 and base < pointer:
+        if rule == RING and base < pointer:
             key += float(top)
         late = max(done, due_ns)
         if late < best_done - 0.5 or (

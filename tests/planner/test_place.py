@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tensorstow.ir.check import check
@@ -174,6 +174,8 @@ def test_a_graph_that_trains_runs_in_less_than_all_of_it() -> None:
     st.integers(1, 7),
     st.integers(0, 9),
 )
+@example([(1, 0), (1, 0), (1, 1)], 3, 0)
+@example([(1, 5), (1, 0), (2, 7)], 3, 0)
 def test_joined_parts_are_free_when_they_begin(lengths: list[tuple[int, int]], alignment: int, least: int) -> None:
     """Whole blocks that cover the range, each free no sooner than every byte of it."""
     parts: list[tuple[int, int, float]] = []
