@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from statistics import median
 import numpy as np
 
 from .directio import BLOCK, DirectFile, disk_full, free_nbytes, never
+from .pages import Pages
 from .transfer import REQUESTS
 
 _CHUNKS = tuple((256 << 10) << shift for shift in range(7))  # 256 KiB to 16 MiB
@@ -60,14 +60,15 @@ class Disk:
 
 
 class Scratch:
-    """A file of random bytes without a name, and a buffer on pages of its own; both gone with the object's end."""
+    """A file of random bytes without a name, and buffers on such pages as an arena has; gone with the object's end."""
 
     def __init__(self, folder: Path, nbytes: int) -> None:
         self.nbytes = nbytes
         self.file = DirectFile.scratch(folder, nbytes)
-        self._map = mmap.mmap(-1, _CHUNKS[-1])
-        self._more = [mmap.mmap(-1, _CHUNKS[-1]) for _ in range(REQUESTS - 1)]
-        self.buffer = memoryview(self._map)
+        self._targets = [Pages(_CHUNKS[-1]) for _ in range(REQUESTS)]
+        for pages in self._targets:
+            pages.populate()
+        self.buffer = self._targets[0].whole
         # Random, so that no layer below can compress or deduplicate it.
         np.frombuffer(self.buffer, np.uint64)[:] = np.random.default_rng(0).integers(
             0, 1 << 63, len(self.buffer) // 8, dtype=np.uint64
@@ -78,13 +79,13 @@ class Scratch:
 
     def __exit__(self, *exception: object) -> None:
         self.buffer.release()
-        for one in (self._map, *self._more):
-            one.close()
+        for pages in self._targets:
+            pages.close()
         self.file.close()
 
     def read(self, chunk: int, begin: int, end: int, *, stop: Callable[[], bool] = never) -> Reading:
         """Read bytes [begin, end) in requests of `chunk` bytes, until `stop` says so."""
-        return read_rate(self.file, (self._map, *self._more), iter(range(begin, end, chunk)), chunk, stop=stop)
+        return read_rate(self.file, self._targets, iter(range(begin, end, chunk)), chunk, stop=stop)
 
     def write(self, chunk: int, begin: int, end: int) -> float:
         """Write bytes [begin, end) in requests of `chunk` bytes, one after another; bytes per second."""
@@ -108,7 +109,7 @@ class Scratch:
 
 def read_rate(
     file: DirectFile,
-    targets: Sequence[mmap.mmap],
+    targets: Sequence[Pages],
     offsets: Iterator[int],
     chunk: int,
     *,
@@ -119,13 +120,13 @@ def read_rate(
     As many are under way at once as the engine of transfers has: another number of them gives another rate.
     """
 
-    def take(target: mmap.mmap) -> tuple[int, float]:
+    def take(target: Pages) -> tuple[int, float]:
         done, began = 0, time.thread_time()
-        with memoryview(target) as buffer:
+        with target.whole[:chunk] as buffer:
             for offset in offsets:  # a range's iterator is safe to share: each number goes to one thread
                 if stop():
                     break
-                file.read_into(buffer[:chunk], offset, chunk=chunk)
+                file.read_into(buffer, offset, chunk=chunk)
                 done += chunk
         return done, time.thread_time() - began
 

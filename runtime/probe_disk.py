@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import random
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from ..ir.errors import ExecutionError
 from .calibrate_disk import read_rate
 from .directio import BLOCK, DirectFile
+from .pages import Pages
 from .transfer import REQUESTS
 
 PROBE_S = 0.2
@@ -21,16 +21,16 @@ LEAST_NBYTES = 64 << 20
 def probe_disk(path: Path, chunk: int, *, seconds: float = PROBE_S) -> float | None:
     """Bytes per second that the file `path` gives in requests of `chunk` bytes, several at once as in a pass.
 
-    Read are ranges from a random place on, for what was read a moment ago may be held by a layer below. None where
-    nothing can be told: a file that is too small or cannot be read, or a filesystem without O_DIRECT, where the page
-    cache may answer instead of the disk.
+    Read are ranges from a random place on, for what was read a moment ago may be held by a layer below, and into pages
+    like those of an arena: into others a disk may read at half the rate. None where nothing can be told: a file that
+    is too small or cannot be read, or a filesystem without O_DIRECT, where the page cache may answer instead.
     """
     chunk = max(chunk // BLOCK, 1) * BLOCK
     try:
         file = DirectFile.open_whole(path, "probe another")
     except OSError:
         return None
-    targets = [mmap.mmap(-1, chunk) for _ in range(REQUESTS)]
+    targets = [Pages(chunk) for _ in range(REQUESTS)]
     try:
         count = (file.nbytes or 0) // chunk
         if not file.direct or count * chunk < max(LEAST_NBYTES, REQUESTS * chunk):
