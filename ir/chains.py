@@ -6,6 +6,7 @@ Of two transfers that may begin at the same instant, the one that stands first i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .graph import Graph
@@ -50,18 +51,42 @@ def holds(r: Residency, t: Transfer, total: int, *, homed: bool) -> bool:
     return start is not None and t.before <= start + r.end - r.start
 
 
+def source_among(stays: Iterable[Residency], t: Transfer, total: int, *, homed: bool) -> Residency | None:
+    """The one of `stays` that `t` takes its bytes from: of two that meet at its instant the one that was there before.
+    None where none holds them from instant `t.after` through `t.before`."""
+    found = _holding(stays, t, t.origin, total, homed=homed)
+    return min(found, key=lambda turn: turn[0])[1] if found else None
+
+
+def place_among(stays: Iterable[Residency], t: Transfer, total: int, *, homed: bool) -> Residency | None:
+    """The one of `stays` that `t` puts its bytes into: of two that meet at its instant the new one. None where none
+    holds them from instant `t.after` through `t.before`."""
+    found = _holding(stays, t, t.target, total, homed=homed)
+    return max(found, key=lambda turn: turn[0])[1] if found else None
+
+
+def _holding(
+    stays: Iterable[Residency], t: Transfer, tier: str, total: int, *, homed: bool
+) -> list[tuple[int, Residency]]:
+    """Those of `stays` in `tier` that hold what `t` moves, each with the start of its turn."""
+    return [
+        (occurrence(r, t.after, total, homed=homed) or 0, r)
+        for r in stays
+        if r.tier == tier and holds(r, t, total, homed=homed)
+    ]
+
+
 def source_of(plan: Plan, graph: Graph, t: Transfer) -> Residency | None:
-    """The residency that holds what `t` moves, from instant `t.after` through `t.before`; None where there is none."""
+    """The residency of `plan` that `t` takes its bytes from; None where there is none."""
     homed = graph.storage[t.storage].homed
-    stays = plan.residencies_of.get(t.storage, ())
-    return next((r for r in stays if r.tier == t.origin and holds(r, t, len(plan.steps), homed=homed)), None)
+    return source_among(plan.residencies_of.get(t.storage, ()), t, len(plan.steps), homed=homed)
 
 
 def transfer_waits(plan: Plan, graph: Graph) -> tuple[tuple[Wait, ...], ...]:
     """For each transfer of the plan, those it must wait for beyond the order of its lane and the instants.
 
-    That are the last ones before it into its source, one for each range of bytes, and those that must have left its
-    place by the very instant at which it may start: later, a step has waited for them.
+    That are the last ones before it into its source, one for each range of bytes, and those that must be complete by
+    the very instant at which it may start, out of or into what ends there in its place: later, a step has waited.
     """
     if not plan.transfers:
         return ()
@@ -81,14 +106,25 @@ class _Chains:
         self.sources = [
             None if home else source_of(plan, graph, t) for t, home in zip(plan.transfers, at_home, strict=True)
         ]
-        # Transfers by storage and target; and those out of a residency that ends when they must be complete, by tier
-        # and that instant of the pass.
+        # Transfers by storage and target; and those out of or into a residency that ends when they must be complete, by
+        # tier and that instant of the pass.
         self.into: dict[tuple[str, str], list[int]] = {}
         self.leaving: dict[tuple[str, int], list[tuple[int, Residency]]] = {}
         for index, (t, source) in enumerate(zip(plan.transfers, self.sources, strict=True)):
             self.into.setdefault((t.storage, t.target), []).append(index)
-            if source is not None and source.end % self.total == t.before % self.total:
-                self.leaving.setdefault((t.origin, t.before % self.total), []).append((index, source))
+            ends = t.before % self.total
+            for tier, r in ((t.origin, source), (t.target, self._ending_place(t))):
+                if r is not None and r.end % self.total == ends:
+                    self.leaving.setdefault((tier, ends), []).append((index, r))
+
+    def _ending_place(self, t: Transfer) -> Residency | None:
+        """Where `t` puts its bytes, if that ends when it must be complete: nobody has waited for those, then."""
+        total, ends, homed = self.total, t.before % self.total, self.homed[t.storage]
+        stays = self.stays.get(t.storage, ())
+        if not any(r.end % total == ends and r.tier == t.target for r in stays):  # few do
+            return None
+        place = place_among(stays, t, total, homed=homed)
+        return None if place is None or (homed and permanent(place, total)) else place
 
     def waits(self, own: int, t: Transfer) -> tuple[Wait, ...]:
         """What transfer `own`, which is `t`, waits for."""
@@ -103,9 +139,18 @@ class _Chains:
         for index in into:
             f = self.transfers[index]
             after = f.after + (t.after - f.after) // total * total
-            if f.lo < t.hi and t.lo < f.hi and since <= after and (after < t.after or index < own):
+            if not (f.lo < t.hi and t.lo < f.hi and since <= after and (after < t.after or index < own)):
+                continue
+            if after < t.after or self._fills(f, self.sources[own]):
                 latest[f.lo, f.hi] = max(latest.get((f.lo, f.hi), (after, index)), (after, index))
         return [Wait(i, (self.transfers[i].after - after) // total) for after, i in sorted(latest.values())]
+
+    def _fills(self, f: Transfer, source: Residency | None) -> bool:
+        """Whether `f` brings its bytes into `source`, and not into another place that begins at that instant."""
+        if source is None:
+            return True
+        place = place_among(self.stays.get(f.storage, ()), f, self.total, homed=self.homed[f.storage])
+        return place is None or place == source
 
     def _for_room(self, t: Transfer, leaving: list[tuple[int, Residency]]) -> list[Wait]:
         total, homed = self.total, self.homed[t.storage]

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from itertools import pairwise
 
 from .chains import covers
+from .check_order import check_order
 from .codec import digest
 from .collecting import without_collecting
-from .contents import Violation, check_contents
+from .contents import check_contents
 from .errors import InputError
 from .graph import Graph, Storage
 from .machine import Machine
 from .plan import Plan, Residency, Transfer
 from .simulate import simulate
 from .uses import Uses, boundary_storages, storage_uses
+from .violation import Violation
+from .windows import Lanes
 
 TIME_TOLERANCE = 1e-6  # relative: seconds in a certificate are rounded nanoseconds
+STATUSES = ("optimal", "feasible")
 
 
 @without_collecting()
@@ -31,17 +34,19 @@ def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
         return misshapen
     found: list[Violation] = []
     uses = storage_uses(graph, [s.op for s in plan.steps])
-    found += _check_order(plan, graph)
-    found += _check_repeats(plan, graph)
+    found += check_order(plan, graph)
     found += _check_capacity(plan, graph, machine)
     found += _check_overlap(plan)
     moves: dict[str, list[Transfer]] = {}
     for t in plan.transfers:
         moves.setdefault(t.storage, []).append(t)
+    lanes = Lanes(plan, graph, machine)
     for storage in graph.storages:
         if storage.id in uses and storage.nbytes > 0:
-            found += _check_storage(plan, graph, machine, storage, uses[storage.id], moves.get(storage.id, []))
+            found += _check_storage(plan, graph, machine, storage, uses[storage.id], moves.get(storage.id, []), lanes)
+    found += _check_durations(plan, graph)
     found += _check_time(plan, graph, machine)
+    found += _check_claims(plan)
     return tuple(found)
 
 
@@ -64,6 +69,11 @@ def _check_shape(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violati
     for i, step in enumerate(plan.steps):
         if step.op not in graph.operator or step.unit not in units or step.duration_ns < 0:
             yield Violation("step", f"step {i} calls '{step.op}' on '{step.unit}' for {step.duration_ns} ns")
+    stated = (plan.capacity_nbytes, plan.arena_nbytes, plan.workspace_nbytes)
+    for what, by_tier in zip(("capacity", "arena", "workspace"), stated, strict=True):
+        for tier, nbytes in by_tier.items():
+            if tier not in machine.tier or nbytes < 0:
+                yield Violation("capacity", f"the {what} of '{tier}' is {nbytes} bytes, of machine '{machine.name}'")
     for r in plan.residencies:
         size = _size(graph, r.storage)
         if r.tier not in machine.tier or not 0 <= r.lo < r.hi <= size or r.offset < 0:
@@ -85,56 +95,6 @@ def _size(graph: Graph, storage: str) -> int:
     return graph.storage[storage].nbytes if storage in graph.storage else -1
 
 
-def _check_order(plan: Plan, graph: Graph) -> Iterator[Violation]:
-    made = set(graph.inputs) | {t.id for t in graph.tensors if t.storage and graph.storage[t.storage].homed}
-    base_made = set(graph.storages_of(made))
-    produced = {t for op in graph.operators for t in op.outputs}
-    for i, step in enumerate(plan.steps):
-        op = graph.operator[step.op]
-        for name in op.inputs:
-            storage = graph.tensor[name].storage
-            known = name in made or (name not in produced and storage in base_made)
-            if not known:
-                yield Violation("order", f"step {i}, '{op.id}', reads '{name}' before any step makes it")
-        made.update(op.outputs)
-        base_made.update(graph.writes(op))
-    missing = set(graph.operator) - {s.op for s in plan.steps}
-    if missing:
-        yield Violation("order", f"{len(missing)} operators are never called, '{min(missing)}' among them")
-
-
-def _check_repeats(plan: Plan, graph: Graph) -> Iterator[Violation]:
-    """An operator that is called again finds the bytes that it read at first: what several operators write, what is at
-    home and what is given are changed in place, and must not be in between. The rest is made anew, the same each time.
-    """
-    calls: dict[str, list[int]] = {}
-    for i, step in enumerate(plan.steps):
-        calls.setdefault(step.op, []).append(i)
-    repeated = {op: steps for op, steps in calls.items() if len(steps) > 1}
-    if not repeated:
-        return
-    writes: dict[str, list[tuple[int, int, int]]] = {}
-    writers: dict[str, set[str]] = {}
-    for i, step in enumerate(plan.steps):
-        for tensor in (graph.tensor[name] for name in graph.operator[step.op].outputs):
-            if tensor.storage is not None:
-                writes.setdefault(tensor.storage, []).append((i, tensor.offset, tensor.offset + tensor.nbytes))
-                writers.setdefault(tensor.storage, set()).add(step.op)
-    given = boundary_storages(graph)[0]
-    for op, steps in repeated.items():
-        for tensor in (graph.tensor[name] for name in graph.operator[op].inputs):
-            name, end = tensor.storage or "", tensor.offset + tensor.nbytes
-            if name not in writes or (len(writers[name]) == 1 and name not in given and not graph.storage[name].homed):
-                continue
-            elsewhere = not graph.storage[name].nbytes  # what lies outside the plan is taken to change as a whole
-            changes = [i for i, lo, hi in writes[name] if elsewhere or (lo < end and tensor.offset < hi)]
-            for earlier, again in pairwise(steps):
-                i = next((i for i in changes if earlier < i < again), None)
-                if i is not None:
-                    text = f"step {again} calls '{op}' as step {earlier} did, but since then step {i}"
-                    yield Violation("recompute", f"{text}, '{plan.steps[i].op}', has changed '{name}', which it reads")
-
-
 def _check_capacity(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
     used: dict[str, int] = {}
     for r in plan.residencies:
@@ -143,10 +103,16 @@ def _check_capacity(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Viol
         arena = plan.arena_nbytes.get(tier, 0)
         if nbytes > arena:
             yield Violation("capacity", f"residencies reach address {nbytes} of '{tier}', whose arena has {arena}")
-    workspace = max((graph.operator[s.op].workspace_nbytes for s in plan.steps), default=0)
-    stated = max(plan.workspace_nbytes.values(), default=0)
-    if workspace > stated:
-        yield Violation("capacity", f"a kernel needs {workspace} bytes of workspace, the plan allows {stated}")
+    workspace: dict[str, int] = {}
+    unit_tier = {u.name: u.tier for u in machine.units}
+    for unit, op in {(s.unit, s.op) for s in plan.steps}:
+        tier = unit_tier[unit]
+        workspace[tier] = max(workspace.get(tier, 0), graph.operator[op].workspace_nbytes)
+    for tier, nbytes in sorted(workspace.items()):
+        stated = plan.workspace_nbytes.get(tier, 0)
+        if nbytes > stated:
+            text = f"a kernel that computes from '{tier}' needs {nbytes} bytes of workspace there"
+            yield Violation("capacity", f"{text}, the plan allows {stated}")
     homed = sum(s.nbytes for s in graph.storages if s.homed)
     for tier in {**plan.capacity_nbytes, **plan.arena_nbytes, plan.home_tier: 0}:
         usable = machine.tier[tier].usable_nbytes if tier in machine.tier else 0
@@ -190,7 +156,13 @@ def _check_overlap(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_storage(
-    plan: Plan, graph: Graph, machine: Machine, storage: Storage, uses: Uses, moves: list[Transfer]
+    plan: Plan,
+    graph: Graph,
+    machine: Machine,
+    storage: Storage,
+    uses: Uses,
+    moves: list[Transfer],
+    lanes: Lanes,
 ) -> Iterator[Violation]:
     """Where the bytes of one storage are at each step that needs them, and how they came there."""
     total = len(plan.steps)
@@ -207,7 +179,7 @@ def _check_storage(
         live = [r for r in stays if r.tier == tier and covers(r, step, total)]
         yield from _check_presence(storage, step, tier, live)
     yield from _check_once(storage, stays, total)
-    yield from check_contents(plan, graph, storage, uses, moves, tiers)
+    yield from check_contents(plan, graph, storage, uses, moves, tiers, lanes)
 
 
 def _check_once(storage: Storage, stays: tuple[Residency, ...], total: int) -> Iterator[Violation]:
@@ -235,21 +207,45 @@ def _check_presence(storage: Storage, step: int, tier: str, live: list[Residency
         yield Violation("scattered", f"step {step} finds '{storage.id}' in pieces at bases {sorted(bases)} of '{tier}'")
 
 
+def _check_durations(plan: Plan, graph: Graph) -> Iterator[Violation]:
+    """A step takes what was measured of its operator, where that was."""
+    for i, step in enumerate(plan.steps):
+        measured = graph.operator[step.op].measured_ns
+        if measured is not None and step.duration_ns != max(1, measured):
+            text = f"step {i} is to take {step.duration_ns} ns, '{step.op}' was measured to take {measured} ns"
+            yield Violation("time", text)
+
+
 def _check_time(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
+    """The certificate says what the one simulator says."""
     certificate = plan.certificate
     try:
         timeline = simulate(plan, graph, machine)
     except InputError as error:
         yield Violation("deadlock", str(error))
         return
-    stated_ns, ns = round(certificate.simulated_s * 1e9), timeline.pass_ns
-    if abs(stated_ns - ns) > TIME_TOLERANCE * max(ns, stated_ns) + 1:
-        yield Violation("time", f"the certificate says {stated_ns} ns a pass, the simulator {ns} ns")
+    pass_ns = round(certificate.simulated_s * 1e9)
+    for what, stated_ns, ns in (
+        ("a pass", pass_ns, timeline.pass_ns),
+        ("for the first pass", round(certificate.first_pass_s * 1e9), timeline.first_pass_ns),
+    ):
+        if abs(stated_ns - ns) > TIME_TOLERANCE * max(ns, stated_ns) + 1:
+            yield Violation("time", f"the certificate says {stated_ns} ns {what}, the simulator {ns} ns")
     for lane, busy in timeline.lane_busy_ns.items():
-        if busy > stated_ns * (1 + TIME_TOLERANCE) + 1:
-            yield Violation("bandwidth", f"{lane} needs {busy} ns for the bytes of a pass of {stated_ns} ns")
-    if certificate.simulated_s < certificate.bound_s * (1 - TIME_TOLERANCE):
-        yield Violation("bound", f"simulated {certificate.simulated_s} s is below the bound {certificate.bound_s} s")
+        if busy > pass_ns * (1 + TIME_TOLERANCE) + 1:
+            yield Violation("bandwidth", f"{lane} needs {busy} ns for the bytes of a pass of {pass_ns} ns")
+
+
+def _check_claims(plan: Plan) -> Iterator[Violation]:
+    """The rest of the certificate agrees with itself and with the plan."""
+    certificate = plan.certificate
+    simulated_s, bound_s = certificate.simulated_s, certificate.bound_s
+    if not simulated_s >= bound_s * (1 - TIME_TOLERANCE):
+        yield Violation("bound", f"simulated {simulated_s} s is below the bound {bound_s} s")
+    if certificate.status not in STATUSES:
+        yield Violation("status", f"the certificate says '{certificate.status}', not one of {', '.join(STATUSES)}")
+    if certificate.status == "optimal" and simulated_s > bound_s * (1 + TIME_TOLERANCE):
+        yield Violation("status", f"the plan is called optimal, but {simulated_s} s are above the bound {bound_s} s")
     moved: dict[str, int] = {}
     for t in plan.transfers:
         moved[t.link] = moved.get(t.link, 0) + t.nbytes
@@ -257,7 +253,7 @@ def _check_time(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violatio
         if moved.get(link, 0) != certificate.moved_nbytes.get(link, 0):
             stated = certificate.moved_nbytes.get(link, 0)
             yield Violation("moved", f"{link} moves {moved.get(link, 0)} bytes a pass, the certificate says {stated}")
-    for tier, arena in plan.arena_nbytes.items():
-        peak = arena + plan.workspace_nbytes.get(tier, 0)
+    for tier in {**plan.arena_nbytes, **certificate.peak_nbytes}:
+        peak = plan.arena_nbytes.get(tier, 0) + plan.workspace_nbytes.get(tier, 0)
         if certificate.peak_nbytes.get(tier) != peak:
             yield Violation("peak", f"'{tier}' peaks at {peak} bytes, the certificate says {certificate.peak_nbytes}")

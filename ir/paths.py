@@ -11,16 +11,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import ExecutionError
+
 _UNFINISHED = ".unfinished"
 """How the names of files end that are not yet what they will be."""
 
 
 def cache_dir() -> Path:
-    """The cache: `$TENSORSTOW_CACHE`, else `$XDG_CACHE_HOME/tensorstow`, else `~/.cache/tensorstow`. Made if absent."""
+    """The cache: `$TENSORSTOW_CACHE`, else `$XDG_CACHE_HOME/tensorstow`, else `~/.cache/tensorstow`. Made if absent.
+
+    Raises ExecutionError where there is no such folder and none can be made.
+    """
     own = os.environ.get("TENSORSTOW_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(own) if own else Path(home) / "tensorstow"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        named = "TENSORSTOW_CACHE names" if own else "without TENSORSTOW_CACHE it is"
+        raise ExecutionError(
+            f"there is no folder for the cache: {named} '{path}': {error.strerror or error}; set TENSORSTOW_CACHE to a "
+            "folder that can be written"
+        ) from error
     return path
 
 

@@ -336,7 +336,8 @@ class TrainingProgram:
     again ('hf:DIR', 'file.py:callable', 'pkg.module:callable'); None for one that exists in memory alone.
 
     With `hooked` there is no such graph: the operators are stretches of the step between two moments at which autograd
-    saves or reads something, and `key` is empty. `clip`: gradients are clipped before they are used.
+    saves or reads something, and `key` is empty. `clip`: gradients are clipped before they are used. `training`: the
+    module was in training mode when it was planned; some are trained in the other one.
     """
 
     engine: str
@@ -350,3 +351,4 @@ class TrainingProgram:
     optimizer: OptimizerProgram | None = None
     hooked: HookedStep | None = None
     clip: Clip | None = None
+    training: bool = True

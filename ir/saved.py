@@ -41,14 +41,11 @@ class SavedProfile:
 class SavedPlan:
     """Which of the saved tensors leave memory, so that those in it never have more than `capacity_nbytes`.
 
-    Tensor k of a step is the k-th that is saved; `nbytes` tells whether a step goes as the profiled one did. `stall_s`
-    is what a step is predicted to wait, and `bound_s` what it waits at least, whatever is chosen.
+    Tensor k of a step is the k-th that is saved; `nbytes` tells whether a step goes as the profiled one did.
     """
 
     capacity_nbytes: int
     nbytes: tuple[int, ...] = ()
     choices: tuple[Choice, ...] = ()
-    stall_s: float = 0.0
-    bound_s: float = 0.0
     peak_nbytes: int = 0
     offloaded_nbytes: int = 0

@@ -2,9 +2,9 @@
 
 One lane per unit computes, one lane per link (or shared channel) moves bytes. A step starts when the step before it
 is complete and every transfer that must be complete at its instant is. A transfer starts when its lane is free, its
-instant `after` has come, and the transfers that bring its bytes to where it takes them from are complete (`chains`);
-one that finds its lane idle also takes the link's latency. Nothing else waits: the runtime follows the same rules, so
-predicted and measured time differ only by the rates.
+instant `after` has come, and those that it must wait for are complete (`chains`); one that finds its lane idle also
+takes the link's latency. Nothing else waits: the runtime follows the same rules, so predicted and measured time differ
+only by the rates.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from .graph import Graph
 from .machine import Link, Machine
 from .plan import Plan, Residency
 
-WARM_UP_PASSES = 3
-AVERAGED_PASSES = 4
+MOST_PASSES = 64
+"""What has not come to repeat itself by then is averaged."""
+
+AVERAGED_PASSES = 12
+"""Over so many of the last passes: what waits in a circle may do the same every two, three or four passes only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,26 +157,24 @@ class _Simulation:
         return list(lanes.values())
 
     def timeline(self, fill: tuple[Residency, ...]) -> Timeline:
-        ends, durations = [0], list[int]()
+        ends = [0]
         ran: _Ran = []
         state: object = None
         repeats = False
-        for number in range(WARM_UP_PASSES + AVERAGED_PASSES):
-            if not repeats:
-                ran = self._run_pass(number)
-                ends.append(self.instant_ns[-1])
-                before, state = state, self._state(number, ends[-2])
-                repeats = state is not None and before == state
-            durations.append(ends[-1] - ends[-2])
-            if number >= WARM_UP_PASSES and len(set(durations[-3:])) == 1:
-                break
-        steady = durations[-1:] if len(set(durations[-3:])) == 1 else durations[WARM_UP_PASSES:]
+        while not repeats and len(ends) <= MOST_PASSES:
+            number = len(ends) - 1
+            ran = self._run_pass(number)
+            ends.append(self.instant_ns[-1])
+            before, state = state, self._state(number, ends[-2])
+            repeats = state is not None and before == state
+        averaged = 1 if repeats else AVERAGED_PASSES
+        steady_ns = -((ends[-1 - averaged] - ends[-1]) // averaged)  # rounded up: never below a bound
         begin, end = ends[-2], ends[-1]
         busy = {lane.name: sum(duration for _, _, duration, _, _ in lane.queue) for lane in self.lanes}
         # What was loaded ahead of the first passes may outlast those that are averaged; what a lane moves does not.
         return Timeline(
-            pass_ns=max(round(sum(steady) / len(steady)), *busy.values(), 0),
-            first_pass_ns=self._fill_ns(fill) + durations[0],
+            pass_ns=max(steady_ns, *busy.values(), 0),
+            first_pass_ns=self._fill_ns(fill) + ends[1],
             compute_ns=sum(s.duration_ns for s in self.plan.steps),
             lane_busy_ns=busy,
             steps=tuple(StepEvent(i, s - begin, e - begin, wait, cause) for i, (s, e, wait, cause) in enumerate(ran)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.graph import Graph
+from ..ir.operators import is_random
 from ..solvers.ordering import Operator, OrderingProblem, Value, from_inputs, list_order
-from .recompute_orders import is_random
 
 
 def operator_pairs(graph: Graph) -> frozenset[tuple[int, int]]:

@@ -15,19 +15,11 @@ from ..ir.plan import Plan, Transfer
 from .addresses import Addresses
 from .directio import BLOCK, BOUNCE_NBYTES, DirectFile
 from .reading import CRC_NBYTES
+from .slots import make_slots
 from .tiers import Cancelled, Move, Tiers
 from .transfer import Job
 
 Wait = tuple[str, int, int]  # as in Job.waits
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Bytes [lo, hi) of a spilled storage lie at `offset` of the scratch file."""
-
-    lo: int
-    hi: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +58,8 @@ class Moves:
         self.tier = next(iter(addresses))
         self.links: list[Link] = [_link(machine, plan, tuple(addresses), t) for t in plan.transfers]
         self.routes = self._make_routes(addresses)
-        self.slots, self.scratch_nbytes = self._make_slots()
+        spilled = [r.transfer for r in self.routes if not r.inward and not self._homed(r.transfer)]
+        self.slots, self.scratch_nbytes = make_slots(graph, spilled)
         self._check_lanes()
         self.waits = self._find_waits()
 
@@ -102,34 +95,6 @@ class Moves:
         """Where the bytes of `t` are, as those who say what it waits for see it."""
         held = source_of(self.plan, self.graph, t)
         return addresses.of_transfer(t) if held is None else held.base + t.lo
-
-    def _make_slots(self) -> tuple[dict[str, list[Slot]], int]:
-        """A place in the scratch file for each range that is ever spilled, on block boundaries.
-
-        What several operators write in turn may leave once in part and later whole, each time with other bytes: the
-        part and the rest have places of their own then, which hold whatever was stored last.
-        """
-        ranges: dict[str, set[tuple[int, int]]] = {}
-        for route in self.routes:
-            if not route.inward and not self._homed(route.transfer):
-                ranges.setdefault(route.transfer.storage, set()).add((route.transfer.lo, route.transfer.hi))
-        slots: dict[str, list[Slot]] = {}
-        end = 0
-        writers: dict[str, set[str]] = {}
-        for op in self.graph.operators:
-            for storage in self.graph.writes(op):
-                writers.setdefault(storage, set()).add(op.id)
-        for storage, found in ranges.items():
-            for lo, hi in _apart(found) if len(writers.get(storage, ())) > 1 else sorted(found):
-                before = slots.setdefault(storage, [])
-                if before and before[-1].hi > lo:
-                    raise PlanMismatchError(
-                        f"'{storage}' is stored as bytes [{before[-1].lo}, {before[-1].hi}) and as [{lo}, {hi}), which "
-                        "overlap; plan again"
-                    )
-                before.append(Slot(lo, hi, end))
-                end += -(-(hi - lo) // BLOCK) * BLOCK
-        return slots, end
 
     def _check_lanes(self) -> None:
         """No transfer stands behind one that starts only after somebody waits for it."""
@@ -202,14 +167,15 @@ class Moves:
         return found
 
     def _wait_for(self, route: Route, other: Route, turns: int) -> set[Wait]:
-        if other.lane != route.lane:
-            return {(other.lane, other.position, turns)}
-        if turns == 0 and other.position > route.position:
-            raise PlanMismatchError(
-                f"transfer {route.index} of '{route.transfer.storage}' must wait for transfer {other.index} of "
-                f"'{other.transfer.storage}', which stands behind it on {route.lane}; plan again"
-            )
-        return set()
+        if other.lane == route.lane:
+            if turns == 0 and other.position > route.position:
+                raise PlanMismatchError(
+                    f"transfer {route.index} of '{route.transfer.storage}' must wait for transfer {other.index} of "
+                    f"'{other.transfer.storage}', which stands behind it on {route.lane}; plan again"
+                )
+            if other.transfer.link != route.transfer.link:
+                return set()  # a lane of several links runs one after another
+        return {(other.lane, other.position, turns)}
 
     def due(self) -> list[list[tuple[str, int]]]:
         """For each instant 0..T of pass p, (lane, n): wait until n + p * (jobs of the lane) of its jobs are complete.
@@ -290,12 +256,6 @@ class Moves:
                 run = _load_spilled if route.inward else _spill
                 found.append(partial(run, scratch, slot.offset + lo - slot.lo, view, chunk))
         return tuple(found)
-
-
-def _apart(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What the ranges cover, cut wherever one of them begins or ends."""
-    edges = sorted({edge for both in ranges for edge in both})
-    return [(a, b) for a, b in pairwise(edges) if any(lo <= a and b <= hi for lo, hi in ranges)]
 
 
 def _overlap(a: int | None, a_nbytes: int, b: int | None, b_nbytes: int) -> bool:

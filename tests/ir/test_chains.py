@@ -85,6 +85,27 @@ def test_a_fill_waits_for_the_load_that_leaves_its_place_at_that_very_instant() 
     assert transfer_waits(plan(later, [places[0], stay("dram", 3, 4, storage="w2")]), GRAPH)[1] == ()
 
 
+def test_a_fill_waits_for_one_that_nobody_needs_and_that_may_come_late_to_the_same_bytes() -> None:
+    useless = [move("ssd->dram", 0, 2, storage="w1"), move("ssd->dram", 2, 3, storage="w2")]
+    places = [stay("dram", 0, 2, storage="w1"), stay("dram", 2, 3, storage="w2")]
+    assert transfer_waits(plan(useless, places), GRAPH) == ((), (Wait(0, 0),))
+    needed = [places[0], stay("dram", 2, 3, storage="w2", offset=SIZE)]
+    assert transfer_waits(plan(useless, needed), GRAPH) == ((), ())
+
+
+def test_a_load_into_a_place_that_never_ends_does_not_wait_for_itself() -> None:
+    for_ever = plan([move("ssd->dram", 1, 1)], [stay("dram", 1, 5)])
+    assert transfer_waits(for_ever, GRAPH) == ((),)
+    assert simulate(for_ever, GRAPH, BOX).pass_ns == 4500
+
+
+def test_a_load_waits_for_what_came_into_its_source_and_not_into_the_place_behind_it() -> None:
+    """Two places of w1 meet at instant 2: a load at that instant is out of the first, filled by the first fill."""
+    moves = [move("ssd->dram", 0, 2), move("ssd->dram", 2, 3), move("dram->hbm", 2, 2)]
+    places = [stay("dram", 0, 2), stay("dram", 2, 4, offset=SIZE), stay("hbm", 2, 4)]
+    assert transfer_waits(plan(moves, places), GRAPH)[2] == (Wait(0, 0),)
+
+
 def test_transfers_that_wait_for_each_other_are_a_deadlock() -> None:
     """The fill of w1 stands in its lane behind one that may start only after the step that waits for w1."""
     moves = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -120,14 +121,42 @@ def test_wrong_order(plan: Plan) -> None:
     ("change", "kind"),
     [
         ({"simulated_s": 1e-9}, "time"),
+        ({"first_pass_s": 0.0}, "time"),
         ({"bound_s": 1e9}, "bound"),
+        ({"bound_s": math.nan}, "bound"),
+        ({"bound_s": 1e-9, "status": "optimal"}, "status"),
+        ({"status": "proven"}, "status"),
         ({"moved_nbytes": {"ssd->dram": 1}}, "moved"),
         ({"peak_nbytes": {"dram": 1}}, "peak"),
+        ({"peak_nbytes": {"dram": 1, "ssd": 1}}, "peak"),
     ],
 )
 def test_wrong_certificate(plan: Plan, change: dict[str, object], kind: str) -> None:
     changed = replace(plan, certificate=replace(plan.certificate, **change))  # type: ignore[arg-type]
     assert kind in kinds(changed)
+
+
+def test_steps_that_take_less_than_their_operators_were_measured_to_take(plan: Plan) -> None:
+    """The simulator and the certificate agree on them, and say less than the truth."""
+    steps = tuple(replace(s, duration_ns=0) for s in plan.steps)
+    messages = [v.message for v in check(replace(plan, steps=steps), GRAPH, BOX)]
+    assert "step 0 is to take 0 ns, 'op0' was measured to take 1000 ns" in messages
+
+
+def test_workspace_counts_in_the_tier_that_the_kernel_computes_from() -> None:
+    graph = replace(GRAPH, operators=tuple(replace(op, workspace_nbytes=8 * KIB) for op in GRAPH.operators))
+    plan = plan_graph(graph, BOX, strategy="on-demand")
+    assert plan.workspace_nbytes == {"dram": 8 * KIB}
+    elsewhere = replace(plan, workspace_nbytes={"ssd": 8 * KIB})
+    messages = [v.message for v in check(elsewhere, graph, BOX)]
+    assert "a kernel that computes from 'dram' needs 8192 bytes of workspace there, the plan allows 0" in messages
+
+
+@pytest.mark.parametrize("what", ["capacity_nbytes", "arena_nbytes", "workspace_nbytes"])
+def test_tiers_that_do_not_exist_and_fewer_than_no_bytes(plan: Plan, what: str) -> None:
+    stated: dict[str, int] = getattr(plan, what)
+    for wrong in ({"moon": 0}, {"ssd": -1}):
+        assert kinds(replace(plan, **{what: {**stated, **wrong}})) == {"capacity"}  # type: ignore[arg-type]
 
 
 def test_more_bytes_than_the_link_can_move(plan: Plan) -> None:

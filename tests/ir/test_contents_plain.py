@@ -11,6 +11,9 @@ from tensorstow.ir import contents
 from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
 from tensorstow.ir.plan import Certificate, Plan, Residency, Step, Transfer
 from tensorstow.ir.uses import storage_uses
+from tensorstow.ir.windows import Lanes
+
+from .test_contents import TOWER as BOX
 
 STEPS, SIZE = 6, 64
 
@@ -58,7 +61,7 @@ def test_what_the_short_way_accepts_the_long_way_accepts(monkeypatch: pytest.Mon
             continue
         accepted[storage.id[0]] += 1
         monkeypatch.setattr(contents, "_is_plain", _never)
-        assert not list(contents.check_contents(*case, moves, {"gpu": "hbm"}))
+        assert not list(contents.check_contents(*case, moves, {"gpu": "hbm"}, Lanes(given, made, BOX)))
         monkeypatch.setattr(contents, "_is_plain", short)
         # And the same with the place given up too soon is not accepted.
         lost = replace(stay, end=stay.start + 1)

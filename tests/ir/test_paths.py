@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tensorstow.ir.paths import atomic_file, write_atomic
+from tensorstow.ir.errors import ExecutionError
+from tensorstow.ir.paths import atomic_file, cache_dir, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -57,3 +58,12 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         file.write(b"half")
         raise ZeroDivisionError
     assert (names(tmp_path), path.read_bytes()) == ([path.name], b"old")
+
+
+def test_a_cache_that_cannot_be_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    for path in (plain, plain / "below"):
+        monkeypatch.setenv("TENSORSTOW_CACHE", str(path))
+        with pytest.raises(ExecutionError, match=f"TENSORSTOW_CACHE names '{path}'"):
+            cache_dir()

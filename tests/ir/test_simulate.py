@@ -10,7 +10,9 @@ from tensorstow.ir.plan import Certificate, Plan, Residency, Step, Transfer
 from tensorstow.ir.simulate import DeadlockError, prefilled, simulate
 
 from ..graphs import KIB, chain, machine
+from .test_contents import tower
 
+SIZE = 100 * KIB
 GRAPH = chain([100 * KIB] * 3, ns=1000)
 BOX = machine(1 << 20, bytes_per_s=100 * KIB / 500e-9)  # a weight takes 500 ns
 
@@ -67,6 +69,22 @@ def test_a_link_that_is_too_slow_sets_the_pace() -> None:
     loads.sort(key=lambda t: t.before)
     stays = [stay(i, i + 1, i + 4) for i in range(2)] + [stay(2, 0, 3)]
     assert simulate(plan(loads, stays), GRAPH, slow).pass_ns >= 6000
+
+
+def test_a_circle_of_waits_across_lanes_sets_the_pace_after_many_passes() -> None:
+    """A weight goes up through two tiers and down again, each transfer waiting for the one before: 1400 ns. A pass of
+    operators takes 1372 ns, and what is loaded ahead hides the difference for thirty passes."""
+    four = chain([SIZE] * 4, ns=343)
+    ways = ("ssd->dram", "dram->hbm", "hbm->dram", "dram->ssd")
+    ends = [way.split("->") for way in ways]
+    moves = [Transfer("w1", 0, SIZE, origin, target, i, i + 4) for i, (origin, target) in enumerate(ends)]
+    places = tuple(Residency("w1", tier, 0, SIZE, 0, 0, 4) for tier in ("dram", "hbm"))
+    steps = tuple(Step(f"op{i}", "gpu", 343) for i in range(4))
+    circle = replace(plan([], []), steps=steps, residencies=places, transfers=tuple(moves))
+    box = tower(up=SIZE / 200e-9, below=SIZE / 500e-9)
+    assert simulate(circle, four, box).pass_ns == 1400
+    slower = replace(circle, steps=tuple(replace(s, duration_ns=351) for s in steps))
+    assert simulate(slower, four, box).pass_ns == 1404
 
 
 def test_shared_channels_take_turns() -> None:
