@@ -25,7 +25,8 @@ def backend(
     `options`: `budget` is what parameters, gradients, batch and activations may take ('2GiB', or bytes; by default the
     memory of the machine), `machine` a name or file as for `Machine.load` (by default this box), `strategy` and
     `time_limit_s` as for `plan`. Forward and backward are planned when they are compiled, and run by that plan; what is
-    compiled without gradients runs as it is. Parameters, gradients and the optimizer are the caller's.
+    compiled without gradients runs as it is. Parameters, gradients and the optimizer are the caller's. The budget is
+    one for all graphs of a call of `torch.compile` (see `dynamo_budget`).
 
     Raises InputError for other options, for a `mode`, and for a graph break: with several graphs no plan would know
     what the others hold. InfeasibleError where the budget is too small.
@@ -37,17 +38,16 @@ def backend(
     if mode is not None or unknown:
         what = f"mode '{mode}'" if mode is not None else f"option '{unknown[0]}'"
         raise InputError(f"backend 'tensorstow' knows no {what}; its options are {', '.join(OPTIONS)}")
-    return compiled_graph(graph, inputs, lambda joint: _planned(joint, chosen))
+    return compiled_graph(graph, inputs, lambda joint: _planned(joint, options))
 
 
-def _planned(joint: Joint, options: dict[str, Any]) -> Sections:
-    """Forward and backward of `joint` by a plan that is made now."""
-    from torch import nn
+def _planned(joint: Joint, options: Mapping[str, Any] | None) -> Sections:
+    """Forward and backward of `joint` by a plan that is made now, in the budget of all graphs with these options."""
+    from .dynamo_budget import PlannedGraph, budget_of
 
-    from .runtime.training.executor import TrainingExecutor
-
-    file = plan_joint(joint, options)
-    return TrainingExecutor(file, nn.Module()).build(joint)
+    file = plan_joint(joint, options or {})
+    tier = file.machine.tier[file.machine.units[0].tier]
+    return PlannedGraph(file, joint, budget_of(options, tier.usable_nbytes)).sections()
 
 
 def plan_joint(joint: Joint, options: Mapping[str, Any]) -> PlanFile:

@@ -7,8 +7,8 @@ from typing import Any
 
 from .ir.files import PlanFile
 from .ir.graph import StorageKind
-from .ir.program import TrainingProgram
-from .ir.sizes import format_size
+from .ir.program import OptimizerProgram, TrainingProgram
+from .ir.sizes import format_seconds, format_size
 from .ir.uses import storage_uses
 
 
@@ -100,7 +100,27 @@ def training_rows(file: PlanFile, program: TrainingProgram) -> list[tuple[str, s
             f"states of {format_size(states)} in {file.plan.home_tier}, brought as needed" if states else "in memory"
         )
         rows.append((program.optimizer.kind, f"{len(program.optimizer.updates)} updates in the step, {where}"))
+        rows += _division(file, program.optimizer)
     return rows
+
+
+def _division(file: PlanFile, optimizer: OptimizerProgram) -> list[tuple[str, str]]:
+    """What updates on two units would take, where the machine has two; the plan runs them on one."""
+    from .planner.training.interleave import division
+
+    found = division(file.graph, optimizer, file.machine)
+    if found is None:
+        return []
+    chosen = "none" if found.stride is None else f"one in {found.stride}"
+    return [
+        (
+            "updates on two units",
+            f"not planned: all are on {found.accelerator}. With their states beside {found.cpu} they take "
+            f"{format_seconds(found.accelerator_s)} on {found.accelerator}, {format_seconds(found.cpu_s)} on "
+            f"{found.cpu}, {format_seconds(found.divided_s)} with {chosen} on {found.accelerator} (the model of Deep "
+            "Optimizer States)",
+        )
+    ]
 
 
 def _kept(program: TrainingProgram) -> str:

@@ -50,14 +50,16 @@ class TrainingModel:
     def joint(self, progress: Progress = silent) -> Joint:
         """Forward and backward as one graph."""
         from .runtime.training.joint import capture_joint
+        from .runtime.training.joint_loss import Watched, one_loss
         from .runtime.training.losses import picked
 
         if "joint" not in self.known:
             progress(f"tracing {self.name}", 0.0)
             model = self.model
             # Of an error in `picked` no line is told: it is not the user's.
-            joint = capture_joint(model.module, model.args, model.kwargs, self.loss or picked)
-            self.known["joint"] = _one_loss(joint, self.name)
+            watched = Watched(self.loss or picked)
+            joint = capture_joint(model.module, model.args, model.kwargs, watched.loss)
+            self.known["joint"] = one_loss(joint, watched, self.name)
         return self.known["joint"]
 
     def step(self, progress: Progress = silent) -> StepLowered:
@@ -172,21 +174,7 @@ class TrainingModel:
         tier = machine.units[0].tier
         graph = self.known["hooked"] if "hooked" in self.known else self._placed(self.step(), ALL, machine).graph
         whole = make_instance(graph, machine.with_capacity({tier: 1 << 60}), mode="training")
-        return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + machine.tier[tier].reserve_nbytes
-
-
-def _one_loss(joint: Joint, name: str) -> Joint:
-    """`joint`, if it ends in one number."""
-    outputs = joint.outputs[: joint.forward_outputs]
-    own = [n for i, n in enumerate(outputs) if i not in joint.updates]
-    shapes = [tuple(n.meta["val"].shape) if n is not None else None for n in own]
-    if len(own) != 1 or shapes[0] is None or any(size != 1 for size in shapes[0]):
-        found = f"{len(own)} tensors" if len(own) != 1 else f"a tensor of shape {list(shapes[0] or ())}"
-        raise InputError(
-            f"'{name}' returns {found} where a training step needs its loss, one number; give loss=, a function of "
-            "what the module returns"
-        )
-    return joint
+        return whole.smallest_budget
 
 
 def training_model(model: Model, *, loss: Callable[[Any], Any] | None = None, optimizer: Any = None) -> TrainingModel:

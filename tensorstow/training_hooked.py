@@ -44,7 +44,7 @@ def lower_hooked(model: TrainingModel, machine: Machine, refused: NoSingleGraphE
         kept_nbytes=counted_nbytes(model, gradients=False) + _missing_states_nbytes(model),
         updates=model.optimizer is not None,
     )
-    return Lowered(found.graph, training=replace(found.program, entry=model.model.entry))
+    return Lowered(found.graph, training=replace(found.program, entry=model.model.entry, training=module.training))
 
 
 def _profile(model: TrainingModel) -> Any:

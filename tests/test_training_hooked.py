@@ -130,7 +130,10 @@ def test_with_its_optimizer_the_call_is_the_whole_step() -> None:
             plain.step()
             plain.zero_grad()
             assert torch.equal(got, wanted.detach()) and not got.requires_grad
-    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))
+        module.eval()
+        torch.testing.assert_close(step(*batch), twin.eval()(*batch), rtol=0, atol=0)
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True)), "no update"
     with pytest.raises(ts.ExecutionError, match="closed"):
         step(*batch)
 

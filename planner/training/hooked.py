@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ...ir.graph import Graph, Operator, Storage, StorageKind, Tensor
+from ...ir.operators import TURN as TURN_TYPE
 from ...ir.program import HookedStep, TrainingProgram
 from ...ir.saved import SavedProfile, SavedTensor
 from ..pytorch.views import OPAQUE
-from ..recompute_orders import TURN as TURN_TYPE
 from .lowered import TURN
 from .placed import ENGINE, TrainingLowered
 

@@ -13,16 +13,20 @@ With subgroups of S parameters, in a row of k of them:
 with s bytes of master parameter and states, h bytes of a half-precision copy for each parameter. The row takes the
 longest of these three. Large k leaves all to the CPU, k = 1 all to the accelerator and the link.
 
-The joint plan needs no such stride: there the units of steps and the transfers are decided one by one. This gives it a
-first answer, and says when the second unit is worth anything.
+No plan divides updates: all steps of a plan compute from one tier, that of the machine's first unit, and states come
+there. `division` says of a planned step what the second unit would be worth, and the report of a plan prints it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, floor, inf
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf, prod
 
 from ...ir.errors import InputError
+from ...ir.graph import Graph
+from ...ir.machine import Machine, Unit
+from ...ir.program import OptimizerProgram
+from ..costs import duration_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class UpdateRates:
     accelerator_per_s: float
     link_bytes_per_s: float
     cast_per_s: float = inf
-    state_nbytes: int = 12
-    copy_nbytes: int = 2
+    state_nbytes: float = 12
+    copy_nbytes: float = 2
 
     def __post_init__(self) -> None:
         rates = (self.cpu_per_s, self.accelerator_per_s, self.link_bytes_per_s, self.cast_per_s)
@@ -105,3 +109,60 @@ def on_accelerator(rates: UpdateRates, *, subgroups: int) -> tuple[int, ...]:
     states are on their way while the CPU begins."""
     k = stride(rates, subgroups=subgroups)
     return () if k is None else tuple(range(k - 1, subgroups, k))
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Seconds of all updates of a step, `subgroups` of them, whose states begin and end in the tier of unit `cpu`: on
+    unit `accelerator` alone, on the CPU alone, and with every `stride`-th on the accelerator (None: with none)."""
+
+    accelerator: str
+    cpu: str
+    subgroups: int
+    stride: int | None
+    accelerator_s: float
+    cpu_s: float
+    divided_s: float
+
+
+def division(graph: Graph, optimizer: OptimizerProgram, machine: Machine) -> Division | None:
+    """What the model says of the updates of a planned step, each a subgroup, by the rates of `machine`.
+
+    None where the machine has no second unit that computes from another tier with links both ways, and where all states
+    stay with the first unit: then nothing is to be divided. A parameter is copied to the accelerator in its own type.
+    """
+    unit = machine.units[0]
+    cpu = next((u for u in machine.units[1:] if u.tier != unit.tier and _links(machine, unit, u)), None)
+    tensors = (graph.tensor[t] for u in optimizer.updates for t in u.states.values())
+    states = [t for t in tensors if t.nbytes]
+    if cpu is None or not states:
+        return None
+    elements = sum(
+        u.elements[1] - u.elements[0] if u.elements else prod(graph.tensor[u.gradient].shape or ())
+        for u in optimizer.updates
+    )
+    on_cpu, on_unit = (_seconds(graph, optimizer, chosen) for chosen in (cpu, unit))
+    rates = UpdateRates(
+        cpu_per_s=elements / on_cpu,
+        accelerator_per_s=elements / on_unit,
+        link_bytes_per_s=min(_links(machine, unit, cpu)),
+        state_nbytes=sum(t.nbytes for t in states) / elements,
+        copy_nbytes=states[0].nbytes / prod(states[0].shape or ()),
+    )
+    subgroups = len(optimizer.updates)
+    best = stride(rates, subgroups=subgroups)
+    seconds = (update_s(rates, elements, k) for k in (1, None, best))
+    return Division(unit.name, cpu.name, subgroups, best, *seconds)
+
+
+def _links(machine: Machine, a: Unit, b: Unit) -> tuple[float, ...]:
+    """Bytes per second both ways between the tiers of two units; nothing where one way is missing."""
+    found = [machine.link.get(ends) for ends in ((a.tier, b.tier), (b.tier, a.tier))]
+    rates = tuple(link.bytes_per_s for link in found if link is not None)
+    return rates if len(rates) == len(found) else ()
+
+
+def _seconds(graph: Graph, optimizer: OptimizerProgram, unit: Unit) -> float:
+    """Of all updates on `unit`, with what they touch at hand; by its rates, since times were measured on one unit."""
+    operators = (replace(graph.operator[u.operator], measured_ns=None) for u in optimizer.updates)
+    return sum(duration_ns(op, unit) for op in operators) / 1e9

@@ -78,6 +78,7 @@ class _Lowering:
         self._of_kind(results, StorageKind.OUTPUT)
         fixed = {self.tensors[t].storage for t in (*tangents, *results, *gradients.values())}
         fixed |= {s.id for s in self.storages.values() if s.kind in (StorageKind.CONSTANT, StorageKind.INPUT)}
+        fixed |= {self.tensors[t].storage for t in self._changed}  # PyTorch writes them behind the forward
         found = self._graph((*results, *gradients.values()))
         held = frozenset(p.node for p in self.joint.placeholders if p.kind in ("parameter", "buffer"))
         calls = {op.id: ModuleCall("", 0) for op in found.operators}
@@ -90,6 +91,7 @@ class _Lowering:
             fixed=frozenset(s for s in fixed if s in found.storage),
             strides=self.strides,
             sparse=frozenset(self.sparse),
+            training=self.joint.training,
         )
 
     @property
@@ -263,11 +265,16 @@ class _Lowering:
     def _turn(self, turn: str, tangents: list[str]) -> None:
         """The forward's results go out, their gradients come in, and buffers have their new values."""
         read = dict.fromkeys(t for t in map(self._tensor_of, self._results_of_forward) if t is not None)
-        by_name = {n.name: n for n in self.joint.module.graph.find_nodes(op="placeholder")}
-        changed = [self.values.get(by_name[node]) for node in self.joint.updates.values()]
-        versions = [self._version(turn, t) for t in dict.fromkeys(changed) if isinstance(t, str)]
+        versions = [self._version(turn, t) for t in self._changed]
         cost = OperatorCost("copy", "float32", 0, 0, 0)
         self._add(turn, "Turn", tuple(read), (*tangents, *versions), cost)
+
+    @property
+    def _changed(self) -> list[str]:
+        """The tensors that the forward writes in place: buffers, parameters, inputs."""
+        by_name = {n.name: n for n in self.joint.module.graph.find_nodes(op="placeholder")}
+        found = [self.values.get(by_name[node]) for node in self.joint.updates.values()]
+        return [t for t in dict.fromkeys(found) if isinstance(t, str)]
 
     def _version(self, op: str, tensor: str) -> str:
         """The tensor that `op` makes of `tensor` in place."""

@@ -6,14 +6,24 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 
 from ..pytorch.traced import schema_of
 
+_KNOWN = frozenset({"aten", "prims"})
+"""Namespaces whose operators say by a tag whether they draw."""
+
 
 def draws(node: fx.Node) -> bool:
-    """Whether a call takes from the random number generator."""
-    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+    """Whether a call takes from the random number generator, or may: of an operator that is not PyTorch's own, and of
+    one that calls graphs, nothing says that it does not, nor that it changes nothing else."""
+    if isinstance(node.target, HigherOrderOperator):
+        return True
+    if not isinstance(node.target, OpOverload):
+        return False
+    if node.target.namespace not in _KNOWN:
+        return True
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     schema = schema_of(node)
     names = [a.name for a in schema.arguments]

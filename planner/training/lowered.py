@@ -39,6 +39,8 @@ class JointGraph(Protocol):
     def placeholders(self) -> Sequence[Placeholder]: ...
     @property
     def updates(self) -> Mapping[int, str]: ...
+    @property
+    def training(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,9 @@ class StepLowered:
     state of the optimizer, for the forward's results (output), for the parameters' gradients (gradient) and for
     activations, whatever the backward makes on the way included. `values` are the tensors that are values of nodes.
     `gradients` maps the first name of a parameter to its gradient's tensor. `fixed` are the storages that stay where
-    PyTorch puts them in any plan: inputs, constants, results, gradients that the user gets. `strides` has those of
-    parameters that are not row-major; `sparse` names parameters whose elements do not fill their storage.
+    PyTorch puts them in any plan: inputs, constants, results, gradients that the user gets, what the forward writes.
+    `strides` has those of parameters that are not row-major; `sparse` names parameters whose elements do not fill their
+    storage.
     """
 
     operators: OpLowered
@@ -95,6 +98,7 @@ class StepLowered:
     sparse: frozenset[str] = frozenset()
     optimizer: OptimizerProgram | None = None
     clip: Clip | None = None
+    training: bool = True
 
     @property
     def graph(self) -> Graph:

@@ -5,8 +5,8 @@ Where this stands among published systems. Fuyou (Liao et al., arXiv 2403.06504)
 backward computes on the accelerator, and lets states travel between SSD and memory beside it, by a pipeline of its own.
 Here updates are operators of the step and states are storages whose home is the SSD: the loads ahead of an update and
 the stores behind it are gaps of the one residency problem that also decides about activations, on the same links and in
-the same memory. What Fuyou schedules by hand falls out of that plan, and so do the states that stay. Which updates run
-where, on a machine of two units, is `interleave`.
+the same memory. What Fuyou schedules by hand falls out of that plan, and so do the states that stay. All updates run
+on the unit that the step runs on; what dividing them between two units would be worth is told by `interleave`.
 """
 
 from __future__ import annotations

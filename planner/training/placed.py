@@ -63,6 +63,7 @@ def placed(step: StepLowered, scope: Scope, *, key: str, other_nbytes: int = 0) 
         gradients=step.gradients,
         optimizer=step.optimizer,
         clip=step.clip,
+        training=step.training,
     )
     return TrainingLowered(graph, program)
 

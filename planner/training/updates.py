@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -20,9 +21,10 @@ def with_updates(step: StepLowered, optimizer: OptimizerCalls) -> StepLowered:
     """`step` with the update of each parameter that has a gradient, as soon as that is complete and no operator reads
     the parameter any more.
 
-    An update reads the gradient, which is then the step's own and given up behind it, parameter and states. It writes
-    the latter two in place, as new tensors over the same bytes. Raises InputError for parameters that share memory
-    without being one.
+    An update reads the gradient, parameter and states. The gradient is then the step's own and given up behind it,
+    unless the user gets the same memory as the gradient of something else: of `a + b` both gradients are one tensor. It
+    writes parameter and states in place, as new tensors over the same bytes. Raises InputError for parameters that
+    share memory without being one.
     """
     graph = step.graph
     parameter_of = {names[0]: s for s, names in step.parameters.items()}
@@ -51,20 +53,30 @@ def with_updates(step: StepLowered, optimizer: OptimizerCalls) -> StepLowered:
         behind.setdefault(max(complete, last.get(parameter, -1)), []).append(operator)
         by_name = {s.name: tensor.id for s, (_, tensor) in states}
         updates.append(Update(operator.id, call.names, gradient, call.group, by_name))
+    consumed = _consumed(step, updates)
+    given_up = {u.gradient for u in updates if graph.tensor[u.gradient].storage in consumed}
     changed = replace(
         graph,
         storages=(*graph.storages, *storages),
         tensors=(*graph.tensors, *tensors),
         operators=_inserted(graph, behind),
-        outputs=tuple(t for t in graph.outputs if t not in {u.gradient for u in updates}),
+        outputs=tuple(t for t in graph.outputs if t not in given_up),
     )
-    consumed = {graph.tensor[u.gradient].storage for u in updates} - set(graph.touches(graph.operator[step.turn]))
     return replace(
         step,
         operators=replace(step.operators, graph=changed),
         fixed=step.fixed - consumed,
         optimizer=OptimizerProgram(optimizer.kind, optimizer.groups, tuple(updates)),
     )
+
+
+def _consumed(step: StepLowered, updates: Sequence[Update]) -> set[str]:
+    """The storages of gradients that nobody gets behind their updates: the backward has made them for these alone."""
+    graph, updated = step.graph, {u.names[0] for u in updates}
+    kept = set(graph.touches(graph.operator[step.turn]))
+    kept.update(graph.storages_of(g for name, g in step.gradients.items() if name not in updated))
+    made = graph.storages_of(u.gradient for u in updates)
+    return {s for s in made if s not in kept and graph.storage[s].kind is StorageKind.GRADIENT}
 
 
 def _state(call: UpdateCall, name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Storage, Tensor]:

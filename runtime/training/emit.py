@@ -27,7 +27,7 @@ class Code:
     """`forward(primals)` gives the forward's outputs and what is saved; `backward(saved, tangents)` the gradients.
 
     Both clear the lists that they are given. `read` names the placeholders that the backward reads. What `hooks` says
-    at each moment, the code calls.
+    at each moment, the code calls. `attributes` names, by target, what the graph holds itself.
     """
 
     source: str
@@ -35,6 +35,12 @@ class Code:
     backward: Callable[[list[Any], list[Any]], list[Any]]
     read: frozenset[str]
     hooks: dict[str, Any]
+    attributes: Mapping[str, str]
+
+    def bind(self, constants: Mapping[str, Any]) -> None:
+        """From now on the graph holds these, by target: the `constants` of a joint graph with the same key."""
+        for target, name in self.attributes.items():
+            self.hooks[name] = constants[target]
 
 
 def emit(
@@ -63,7 +69,7 @@ def emit(
     namespace: dict[str, Any] = {**hooks, **values.constants, "torch": torch}
     exec(compile(source, file, "exec"), namespace)  # the text is ours, made of the graph's names and numbers
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    return Code(source, namespace["forward"], namespace["backward"], read, namespace)
+    return Code(source, namespace["forward"], namespace["backward"], read, namespace, values.attributes)
 
 
 def emit_plain(joint: Joint) -> Code:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import fx
 
-from .joint_graph import Joint
+from .joint_graph import Joint, attribute
 
 Key: TypeAlias = "tuple[str, int]"
 """A value: result `int` of the node named so."""
@@ -50,6 +50,7 @@ class Values:
         self.nodes = {n.name: n for n in joint.module.graph.nodes}
         self.made = {c.op for c in calls}
         self.constants: dict[str, Any] = {}
+        self.attributes: dict[str, str] = {}
         self._constant_of: dict[object, str] = {}
         self._names: dict[Key, str] = {}
         for node in joint.module.graph.nodes:
@@ -77,34 +78,25 @@ class Values:
         """A name for a value that has no readable literal."""
         same = ("device", str(value)) if isinstance(value, torch.device) else id(value)
         if same not in self._constant_of:
-            name, number = f"_{hint}", 1
-            while name in self.constants or name in self.nodes:
-                number += 1
-                name = f"_{hint}_{number}"
-            self.constants[name] = value  # which also keeps its id from being another's
-            self._constant_of[same] = name
+            self._constant_of[same] = self._named(value, hint)
         return self._constant_of[same]
+
+    def attribute(self, node: fx.Node) -> str:
+        """A name for what the graph holds itself under the target of `node`: one for each target, for two that hold the
+        same now may hold different things at another call."""
+        target = str(node.target)
+        if target not in self.attributes:
+            self.attributes[target] = self._named(attribute(self.joint.module, target), node.name)
+        return self.attributes[target]
+
+    def _named(self, value: object, hint: str) -> str:
+        name, number = f"_{hint}", 1
+        while name in self.constants or name in self.nodes:
+            number += 1
+            name = f"_{hint}_{number}"
+        self.constants[name] = value  # which also keeps its id from being another's
+        return name
 
 
 RENAMED = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
 """What gives its argument once more; autograd is off where the code runs."""
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether all that a node gives lies in the memory of what it is given."""
-    given = {_memory(n.meta.get("val")) for n in node.all_input_nodes}
-    value = node.meta.get("val")
-    parts: Sequence[object] = cast("Sequence[object]", value) if isinstance(value, (tuple, list)) else (value,)
-    return all(_memory(v) in given for v in parts if isinstance(v, torch.Tensor))
-
-
-def _memory(value: object) -> object:
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None  # pyright: ignore
-
-
-def attribute(module: fx.GraphModule, target: str) -> Any:
-    """What `module.target` is, through the dots."""
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found

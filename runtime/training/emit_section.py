@@ -10,8 +10,9 @@ import torch
 from torch import fx
 
 from ...ir.errors import PlanMismatchError
-from .emit_calls import Call, Key, Values, attribute, is_view
+from .emit_calls import Call, Key, Values
 from .functions import Bound, function_of
+from .joint_graph import is_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Section:
         """The variable of a value that step `t` reads, made by lines before it where it is not there."""
         values = self.values
         if node.op == "get_attr":
-            return values.constant(attribute(values.joint.module, str(node.target)), node.name)
+            return values.attribute(node)
         key = values.key(node)
         name, origin = values.name(key), values.nodes[key[0]]
         if key in places:
@@ -125,7 +126,7 @@ class Section:
         elif name in self.alive:
             pass
         elif origin.op == "get_attr":
-            return values.constant(attribute(values.joint.module, str(origin.target)), origin.name)
+            return values.attribute(origin)
         elif origin.op == "call_function" and origin.name not in values.made and is_view(origin):
             self._view(key, name, origin, t, places)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -81,8 +81,8 @@ class TrainingExecutor:
         self._open(scratch, native)
         self._planned: PlannedStep | None = None
         self._plain: Code | None = None
-        # The mode that was planned, once a graph has told it: some fine-tune in evaluation mode.
-        self._training = self._evaluates = False
+        self._joint: Joint | None = None
+        self._training = self.program.training
         self._step = compile_joint(module, self.build, loss or loss_of)
         self._eager = loss or loss_of
 
@@ -171,22 +171,17 @@ class TrainingExecutor:
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of a batch. Where the plan has updates, the whole step is done when this returns."""
-        if not torch.is_grad_enabled() or self._evaluation():
+        if not torch.is_grad_enabled() or (self._training and not self.module.training):
             return self._eager(self.module(*args, **kwargs))
         self._memory.check_open()
         if self._frozen is not None and (self._planned is None or self._planned.idle):
             self._frozen.begin()
             if self._frozen.written() and self._planned is not None:
                 self._planned.reload()
-        try:
-            return (
-                self._step(*args, **kwargs) if self._optimizer is None else self._whole(self._optimizer, args, kwargs)
-            )
-        except PlanMismatchError:
-            if self.module.training or self._planned is not None:
-                raise
-            self._evaluates = True  # what was planned is another mode
-            return self._eager(self.module(*args, **kwargs))
+        loss = self._step(*args, **kwargs) if self._optimizer is None else self._whole(self._optimizer, args, kwargs)
+        # Who plans in evaluation mode and trains in the other, where both are one graph, evaluates in evaluation mode.
+        self._training = self._training or self.module.training
+        return loss
 
     def _whole(self, optimizer: PlannedOptimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """A step with its updates."""
@@ -200,10 +195,6 @@ class TrainingExecutor:
             optimizer.failed()
             raise
         return loss.detach()
-
-    def _evaluation(self) -> bool:
-        """Whether the module is in evaluation mode, and the plan is not of that."""
-        return not self.module.training and (self._evaluates or self._training)
 
     @property
     def stats(self) -> Stats:
@@ -245,12 +236,14 @@ class TrainingExecutor:
             )
         if self._planned is None:
             self._planned = PlannedStep(self._memory, self._region, self.program, joint, self._optimizer)
-            self._training = self.module.training
-        planned = self._planned
+            self._joint = joint
+        # What another graph with this key computes differs in these alone; the rest of it is not held.
+        planned, constants = self._planned, joint.constants
 
         def forward(primals: list[Any]) -> tuple[list[Any], Between]:
             if not planned.idle:
-                return self._forward_unplanned(joint, primals)
+                return self._forward_unplanned(constants, primals)
+            planned.code.bind(constants)
             return planned.forward(primals)
 
         def backward(between: object, tangents: list[Any]) -> list[torch.Tensor | None]:
@@ -263,11 +256,11 @@ class TrainingExecutor:
             saved, between.saved = between.saved, None
             if between.planned:
                 return planned.backward(saved, tangents)
-            return self._plain_code(joint).backward(saved, tangents)
+            return self._plain_code(constants).backward(saved, tangents)
 
         return Sections(forward, backward, planned.code.read)
 
-    def _forward_unplanned(self, joint: Joint, primals: list[Any]) -> tuple[list[Any], Between]:
+    def _forward_unplanned(self, constants: Mapping[str, Any], primals: list[Any]) -> tuple[list[Any], Between]:
         if self._optimizer is not None:
             raise ExecutionError("a step was called inside a step; each one needs all of the plan's memory")
         warnings.warn(
@@ -275,11 +268,13 @@ class TrainingExecutor:
             "of its activations beside the plan's memory",
             stacklevel=2,
         )
-        outputs, saved = self._plain_code(joint).forward(primals)
+        outputs, saved = self._plain_code(constants).forward(primals)
         return outputs, Between(saved, planned=False)
 
-    def _plain_code(self, joint: Joint) -> Code:
-        """The step without a plan."""
+    def _plain_code(self, constants: Mapping[str, Any]) -> Code:
+        """The step without a plan, with these constants until somebody asks for it again."""
         if self._plain is None:
-            self._plain = emit_plain(joint)
+            assert self._joint is not None
+            self._plain = emit_plain(self._joint)
+        self._plain.bind(constants)
         return self._plain

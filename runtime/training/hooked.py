@@ -50,7 +50,8 @@ class HookedSteps:
 
     Bits are those of the plain step, since it is the plain step: only where saved tensors are meanwhile is planned.
     Gradients, clipping, accumulation and the optimizer are the user's as ever. Without gradients, and in evaluation
-    mode, nothing is saved by hooks. Raises as `SavedTensors`, and InputError where the optimizer is not as planned.
+    mode where the step was planned in training mode, nothing is saved by hooks, and nothing is updated. Raises as
+    `SavedTensors`, and InputError where the optimizer is not as planned.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class HookedSteps:
         if threads is not None:
             torch.set_num_threads(threads)
         self.file, self.module = file, module
+        self._training = file.training.training
         self._optimizer = optimizer
         self._loss = loss or loss_of
         self._clip = clip or file.training.clip
@@ -88,7 +90,8 @@ class HookedSteps:
         """The loss of a batch; with an optimizer, when its backward and the update are done."""
         if self.closed:
             raise ExecutionError("this step was closed; apply the plan again")
-        if not torch.is_grad_enabled():
+        evaluates = self._training and not self.module.training
+        if evaluates or not torch.is_grad_enabled():
             return self._loss(self.module(*args, **kwargs))
         now = self.saved.stats
         self._before = now.read_nbytes, now.written_nbytes

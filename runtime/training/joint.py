@@ -1,6 +1,7 @@
 """The joint forward and backward graph of a module, by PyTorch's own compiler.
 
-Its semi-private API is met here, in `joint_described`, `joint_shells` and `joint_tracing`, and nowhere else.
+Its semi-private API is met here, in `joint_described`, `joint_loss`, `joint_shells` and `joint_tracing`, and nowhere
+else.
 
 Dynamo traces the module into a graph, AOT autograd makes the graph of forward and backward together, and hands it to a
 partition function. Ours takes it: to keep it (`capture_joint`, nothing runs) or to have forward and backward built from
@@ -9,14 +10,16 @@ it (`compile_joint`). Both go the same way, so that what was planned is what is 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import FunctionType
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import fx, nn
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -68,7 +71,7 @@ def capture_joint(
             f"{type(module).__name__} has nothing to train: no parameter or input of it requires a gradient that its "
             "result depends on; set `requires_grad`, or plan with mode='inference'"
         )
-    return found[0]
+    return replace(found[0], training=module.training)
 
 
 def compile_joint(
@@ -78,25 +81,39 @@ def compile_joint(
 ) -> Callable[..., Any]:
     """`loss(module(...))` as a callable whose forward and backward are what `build` makes of the joint graph.
 
-    `build` is called at the first call, and again for every other form of call (shapes, dtypes, modes): it refuses the
-    forms it has no plan for, and its error reaches the caller. Autograd holds a token in place of the state: a state
-    whose result was dropped is dropped too. The callable raises what `build`, forward and backward raise, and
-    InputError as `capture_joint` does.
+    `build` is called at the first call, and again for every other form of call (shapes, dtypes, modes, values of the
+    module that Python reads): it refuses the forms it has no plan for, and its error reaches the caller. Where forms
+    are many a warning says so. Autograd holds a token in place of the state: a state whose result was dropped is
+    dropped too. The callable raises what `build`, forward and backward raise, and InputError as `capture_joint` does.
     """
     called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    compiled = False
-    step = _traced(module, loss, _backend(module, lambda: called[-1], build))
+    forms = known = 0
+
+    def counted(joint: Joint) -> Sections:
+        nonlocal forms
+        sections = build(joint)
+        forms += 1
+        return sections
+
+    def traced() -> Callable[..., Any]:
+        return _traced(module, loss, _backend(module, lambda: called[-1], counted))
+
+    step = traced()
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal compiled
+        nonlocal step, known
         called.append((args, kwargs))
         try:
-            if compiled:
-                return step(*args, **kwargs)
             with tracing():
-                result = step(*args, **kwargs)
-            compiled = True
-            forget_tracing()
+                try:
+                    result = step(*args, **kwargs)
+                except FailOnRecompileLimitHit:  # before anything ran; the forms up to now are forgotten
+                    step = traced()
+                    result = step(*args, **kwargs)
+            if forms > known:
+                known = forms
+                forget_tracing()
+                _warn_of_many(module, forms)
             return result
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, _BuildError):
@@ -110,9 +127,18 @@ def compile_joint(
     return run
 
 
-def graph_is_retained() -> bool:
-    """Inside a backward: whether it runs with `retain_graph=True`, so that it may come again."""
-    return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # pyright: ignore
+_MANY = 8
+"""Forms of a call behind which PyTorch itself would trace no more."""
+
+
+def _warn_of_many(module: nn.Module, forms: int) -> None:
+    if forms == _MANY + 1:
+        warnings.warn(
+            f"{type(module).__name__} was traced {forms} times: Python values that it reads (a counter, a factor) are "
+            "constants of its graph, and a step in which one is new is traced anew, which may take seconds; keep what "
+            "changes from step to step in buffers or other tensors",
+            stacklevel=4,
+        )
 
 
 def _traced(
@@ -208,7 +234,15 @@ def _compiled(
         partition_fn=partition,
         decompositions={},
     )
-    return compiler(graph, inputs)
+    compiled = compiler(graph, inputs)
+
+    def run(*given: Any) -> Any:
+        results = compiled(*given)
+        if built:
+            built[0].hand_over(results)
+        return results
+
+    return run
 
 
 class _BuildError(Exception):

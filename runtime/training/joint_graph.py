@@ -50,13 +50,14 @@ class Joint:
     The graph's results are `forward_outputs` values of the forward, then one per placeholder that is no tangent: its
     gradient, or None. `updates` maps positions among the forward's outputs to the placeholder whose new value they are
     (the running mean of a batch norm, say): it is copied there after the forward. The remaining outputs are the
-    module's result (or the loss), flat.
+    module's result (or the loss), flat. `training`: the module was in training mode.
     """
 
     module: fx.GraphModule
     forward_outputs: int
     placeholders: tuple[Placeholder, ...]
     updates: Mapping[int, str] = field(default_factory=dict[int, str])
+    training: bool = True
 
     @cached_property
     def primals(self) -> tuple[Placeholder, ...]:
@@ -75,10 +76,38 @@ class Joint:
         found = zip(self.primals, self.outputs[self.forward_outputs :], strict=True)
         return {p.node: node for p, node in found if node is not None}
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """By target, what the graph holds itself: tensors that forward makes of Python values, and subgraphs. The
+        content of the tensors is no part of the key: it may be another one at every call."""
+        nodes = self.module.graph.find_nodes(op="get_attr")
+        return {str(n.target): attribute(self.module, str(n.target)) for n in nodes}
+
     @cached_property
     def key(self) -> str:
         """Digest of all that decides what is computed: operators, arguments, shapes, dtypes, names, torch's version."""
         return hashlib.sha256("\n".join(_lines(self)).encode()).hexdigest()
+
+
+def attribute(module: fx.GraphModule, target: str) -> Any:
+    """What `module.target` is, through the dots."""
+    found: Any = module
+    for part in target.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether all that a node gives lies in the memory of what it is given."""
+    given = {memory_of(n.meta.get("val")) for n in node.all_input_nodes}
+    value = node.meta.get("val")
+    parts: Sequence[object] = cast("Sequence[object]", value) if isinstance(value, (tuple, list)) else (value,)
+    return all(memory_of(v) in given for v in parts if isinstance(v, torch.Tensor))
+
+
+def memory_of(value: object) -> object:
+    """The same for all tensors of one storage; None for what is no tensor."""
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None  # pyright: ignore
 
 
 def _lines(joint: Joint) -> Iterator[str]:
@@ -86,9 +115,17 @@ def _lines(joint: Joint) -> Iterator[str]:
     yield f"torch {torch.__version__}"
     for p in joint.placeholders:
         yield f"{p.node} {p.kind} {p.names} {p.output}"
-    for node in joint.module.graph.nodes:
-        yield f"{node.name} {node.op} {node.target} {node.args} {node.kwargs} {_form(node.meta.get('val'))}"
+    yield from _node_lines(joint.module)
     yield f"{joint.forward_outputs} {sorted(joint.updates.items())}"
+
+
+def _node_lines(module: fx.GraphModule) -> Iterator[str]:
+    """A line for each node, and behind it those of the graph that it names: a branch of `torch.cond`, say."""
+    for node in module.graph.nodes:
+        yield f"{node.name} {node.op} {node.target} {node.args} {node.kwargs} {_form(node.meta.get('val'))}"
+        named = attribute(module, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(named, fx.GraphModule):
+            yield from _node_lines(named)
 
 
 def _form(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -11,6 +12,16 @@ import torch
 from torch import fx, nn
 
 from .joint_graph import Gradients, Joint, Sections
+from .joint_shown import Unwritten, shown
+
+
+@dataclass(slots=True)
+class _Held:
+    """The state between a forward and its backward; outputs that the backward reads, until the caller has them."""
+
+    state: object
+    shown: list[torch.Tensor]
+    unwritten: Unwritten | None = None
 
 
 class States:
@@ -20,23 +31,39 @@ class States:
         self.sections = sections
         self.saved = [i for i, p in enumerate(joint.primals) if p.node in sections.read]
         self._next = count()
-        self._held: dict[int, object] = {}
+        self._held: dict[int, _Held] = {}
+        self._shown = shown(joint)
+        self._latest: _Held | None = None
 
     def run_forward(self, primals: list[Any]) -> list[Any]:
         """The forward's outputs, the token, and the primals that the backward reads."""
         saved = [primals[i] for i in self.saved]
         outputs, state = self.sections.forward(primals)
+        for i in self._shown:  # autograd ties what is returned to the token, which would hold the state through it
+            outputs[i] = outputs[i].detach()
         number = next(self._next)
         token = torch.tensor([number])
-        self._held[number] = state
+        self._held[number] = self._latest = _Held(state, [outputs[i] for i in self._shown])
         weakref.finalize(token, self._held.pop, number, None)
         return [*outputs, token, *saved]
 
+    def hand_over(self, results: Sequence[Any]) -> None:
+        """`results` are what the caller gets of the forward that has just run."""
+        held, self._latest = self._latest, None
+        if held is not None and held.shown:
+            held.unwritten = Unwritten(results, held.shown)
+            held.shown = []
+
     def run_backward(self, arguments: list[Any]) -> Gradients:
-        """The gradients, of the token, what was saved beside it and the tangents."""
+        """The gradients, of the token, what was saved beside it and the tangents. RuntimeError where the caller has
+        written a result that they depend on."""
         token, tangents = arguments[0], arguments[1 + len(self.saved) :]
         arguments.clear()
-        return self.sections.backward(self._held[int(token)], tangents)
+        held = self._held[int(token)]
+        if held.unwritten is not None:
+            held.unwritten.check()
+            held.unwritten = None  # it holds results
+        return self.sections.backward(held.state, tangents)
 
 
 def gives(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from torch._dynamo import config as dynamo_config
 from torch._dynamo import guards
@@ -13,15 +14,30 @@ from torch._dynamo import guards
 from ..memory import trim_heap
 
 _LOGGED = ("debug", "info", "warning", "warn", "error", "critical", "exception", "log")
+_LOGGING = frozenset(f for name, f in vars(logging.Logger).items() if name.startswith(_LOGGED) and callable(f))
+FORMS = 64
+"""Forms of a call whose traces are kept: PyTorch keeps eight, and ends with an error at the ninth."""
 
 
 @contextmanager
 def tracing() -> Generator[None]:
-    """Dynamo's settings. What a module logs is no reason against a graph of it; it is not logged in planned steps."""
-    methods = {f for name, f in vars(logging.Logger).items() if name.startswith(_LOGGED) and callable(f)}
-    ignored = dynamo_config.ignore_logging_functions | methods
-    with dynamo_config.patch(suppress_errors=False, ignore_logging_functions=ignored), _guards_untimed():
-        yield
+    """Dynamo's settings, around every call: whether one is traced, guards alone know. What a module logs is no reason
+    against a graph of it; it is not logged in planned steps."""
+    config: Any = dynamo_config
+    wanted = {
+        "suppress_errors": False,
+        "ignore_logging_functions": config.ignore_logging_functions | _LOGGING,
+        "recompile_limit": FORMS,
+    }
+    before = {name: getattr(config, name) for name in wanted}
+    try:
+        for name, value in wanted.items():  # by hand, for `config.patch` takes three times as long
+            setattr(config, name, value)
+        with _guards_untimed():
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 @contextmanager

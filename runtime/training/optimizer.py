@@ -68,6 +68,7 @@ class PlannedOptimizer:
         self.clipping = None if clip is None else Clipping(clip, module, trained)
         self._placed = PlacedParameters(graph, program, module)
         self._started: set[str] = set()
+        self._new: dict[str, dict[str, torch.Tensor]] = {}  # by parameter, states that its first update will give it
         self._hooks: list[Any] = []
         self._states: PlacedStates | None = None
         self._began = self._reached = 0  # instants of this step, and behind its last update
@@ -116,7 +117,6 @@ class PlannedOptimizer:
         try:
             states.bring_home()
             states.unbind()  # its memory goes before the states take as much again
-            states.store.check_whole()
             self._before_state_dict()
         finally:
             states.unbind()
@@ -149,6 +149,7 @@ class PlannedOptimizer:
         if self.clipping is not None:
             self.clipping.begin()
         self._placed.begin()
+        self._make_states()
         restarted = states.refill()
         self._began = self._reached = states.instant
         return restarted
@@ -234,16 +235,28 @@ class PlannedOptimizer:
         except ExecutionError as error:
             self._states.store.spoil(f"they could not be stored after a step that failed ({error})")
 
+    def _make_states(self) -> None:
+        """The states that first updates of this step will need in memory. Made before the step: what an update
+        allocates comes out of the plan's workspace. The optimizer has them from their update on, and not before."""
+        for p in self._parameters.values():
+            if p.name in self._started:
+                self._new.pop(p.name, None)
+                continue
+            held, made = self.optimizer.state.get(p.tensor) or {}, self._new.setdefault(p.name, {})
+            for key, shape in p.shapes.items():
+                if key not in p.placed and key not in made and held.get(key) is None:
+                    made[key] = torch.empty_strided(shape, p.strides(key), dtype=p.tensor.dtype).zero_()
+
     def _kept_states(self, p: Trained, *, first: bool) -> dict[str, torch.Tensor]:
-        """What the optimizer itself holds of a parameter's states, made where it is missing; and its count of steps."""
+        """What the optimizer itself holds of a parameter's states, new where it is missing; and its count of steps."""
         if self._planned.kind == "SGD" and len(p.placed) == len(p.shapes):
             return {}
         state = self.optimizer.state[p.tensor]
         if self._planned.kind != "SGD" and "step" not in state:
             state["step"] = new_step(self.optimizer.param_groups[p.group])
-        for key, shape in p.shapes.items():
-            if key not in p.placed and first and state.get(key) is None:
-                state[key] = torch.empty_strided(shape, p.strides(key), dtype=p.tensor.dtype).zero_()
+        for key, new in self._new.pop(p.name, {}).items() if first else ():
+            if state.get(key) is None:
+                state[key] = new
         return {key: state[key] for key in ("step", *p.shapes) if state.get(key) is not None}
 
     # The user's optimizer meanwhile.
@@ -273,8 +286,9 @@ class PlannedOptimizer:
                     del self.optimizer.state[p.tensor]
 
     def _before_state_dict(self, _: Any = None) -> None:
-        """Put every state into the optimizer, as torch would have it there."""
+        """Put every state into the optimizer, as torch would have it there. ExecutionError where they are lost."""
         states = self._open_states()
+        states.store.check_whole()
         for p in (p for p in self._parameters.values() if p.name in self._started and p.shapes):
             state = self.optimizer.state[p.tensor]
             found = {key: states.whole(p, key) if key in p.placed else state[key] for key in p.shapes}

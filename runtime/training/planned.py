@@ -126,7 +126,8 @@ class PlannedStep:
         return outputs, between
 
     def backward(self, saved: list[Any], tangents: list[Any]) -> list[torch.Tensor | None]:
-        """The gradients of the primals. The pass is complete then."""
+        """The gradients of the primals. The pass is complete then. ExecutionError where the memory was closed since."""
+        self._memory.check_open()
         paused_s = (perf_counter_ns() - self._paused_ns) * 1e-9
         with self._steered():
             gradients = self.code.backward(saved, tangents)

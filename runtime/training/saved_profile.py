@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import accumulate
 from time import perf_counter, perf_counter_ns, time_ns
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from ...ir.errors import InputError
 from ...ir.saved import SavedProfile, SavedTensor
 from .saved_contents import Contents, can_leave, storage_of, storages_of
+from .unchanged import unchanged
 
 
 class _Seen:
@@ -71,13 +71,13 @@ def profile_saved(module: torch.nn.Module, run: Callable[[], torch.Tensor]) -> S
     """Of a forward pass of `run`, which returns the loss, and its backward pass.
 
     Runs twice, in as much memory as they take; the second run's times count, and what the first one allocated beside
-    what it saved. Gradients, buffers and the random numbers of the CPU are as before. Raises InputError where the loss
-    is no scalar that depends on a parameter.
+    what it saved. Gradients are as before, and what `unchanged` names. Raises InputError where the loss is no scalar
+    that depends on a parameter.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with _unchanged(module):
+    with unchanged(module):
         other = _other_nbytes(lambda profiler: _step(run, parameters, profiler), _Profiler(storages_of(module)))
-    with _unchanged(module):
+    with unchanged(module):
         profiler = _Profiler(storages_of(module))
         begin = perf_counter()
         turn = _step(run, parameters, profiler)
@@ -134,16 +134,3 @@ def _times(seen: _Seen, begin: float, end: float) -> SavedTensor:
         max(freed, needed) - begin,
         held=_held(seen),
     )
-
-
-@contextmanager
-def _unchanged(module: torch.nn.Module) -> Generator[None]:
-    """What a step changes besides parameters is as before afterwards."""
-    buffers = [(b, b.clone()) for b in module.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)

@@ -17,6 +17,9 @@ class Steering:
 
     In the first pass each step is looked at: which of its allocations are its results. From then on nothing is looked
     at but what the allocator reports as missed.
+
+    Behind the turn, or a move, a value is read at its address as it was traced. A result that an operator lays out
+    otherwise (one that is not PyTorch's own may, against what its fake says) is copied to its place, each time.
     """
 
     def __init__(self, placement: Placement, region: Region, view: Callable[[Key, int], torch.Tensor]) -> None:
@@ -30,6 +33,7 @@ class Steering:
             [(key, placement.address(key, t)) for key, _ in placement.results(step.op)]
             for t, step in enumerate(placement.plan.steps)
         ]
+        self._traced = [[value for _, value in placement.results(step.op)] for step in placement.plan.steps]
         self._learned = [False] * len(self._places)
         self.copies = 0
 
@@ -64,8 +68,8 @@ class Steering:
         places = self._places[t]
         # A result that lies in the place of another one, or of nothing that is, leaves it before that one comes.
         settled = [
-            result.clone() if self._astray(result, offset) else result
-            for result, (_, offset) in zip(results, places, strict=True)
+            result.clone() if self._astray(result, offset, traced) else result
+            for result, (_, offset), traced in zip(results, places, self._traced[t], strict=True)
         ]
         for i, (key, offset) in enumerate(places):
             if offset is not None and settled[i].data_ptr() != self._base + offset:
@@ -75,11 +79,29 @@ class Steering:
                 self.copies += 1
         return settled
 
-    def _astray(self, result: torch.Tensor, offset: int | None) -> bool:
-        """Whether a result lies in the planned memory, and not where it should."""
+    def _astray(self, result: torch.Tensor, offset: int | None, traced: torch.Tensor) -> bool:
+        """Whether a result lies in the planned memory, and not where it should or not as it should."""
         found = result.data_ptr() - self._base
-        return 0 <= found < self._nbytes and found != offset
+        return 0 <= found < self._nbytes and (found != offset or not _lies_as(result, traced))
 
     def _learn(self, t: int, results: tuple[torch.Tensor, ...]) -> None:
-        self._script.learn(t, [results[i].data_ptr() for i in self._slotted[t]])
+        """Which allocations the results are. One that lies otherwise than it was traced is none, so that it is missed,
+        and copied, in every pass."""
+        places, traced = self._places[t], self._traced[t]
+        self._script.learn(
+            t,
+            [
+                results[i].data_ptr() if places[i][1] is None or _lies_as(results[i], traced[i]) else _NOWHERE
+                for i in self._slotted[t]
+            ],
+        )
         self._learned[t] = True
+
+
+_NOWHERE = -1
+"""An address that no allocation has."""
+
+
+def _lies_as(result: torch.Tensor, traced: torch.Tensor) -> bool:
+    strides = zip(result.shape, result.stride(), traced.stride(), strict=True)
+    return not result.numel() or all(n == 1 or a == b for n, a, b in strides)

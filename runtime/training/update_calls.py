@@ -79,7 +79,12 @@ def _adam(
 def _sgd(
     group: Group, parameter: torch.Tensor, gradient: torch.Tensor, states: Mapping[str, torch.Tensor], *, first: bool
 ) -> None:
-    """The first update makes the buffer of its gradient; the buffer goes to where the plan has it."""
+    """The first update makes the buffer of its gradient; the buffer goes to where the plan has it.
+
+    torch's code for `foreach` writes Nesterov's sum over the gradient, which may be that of something else too.
+    """
+    if group["foreach"] and group["nesterov"]:
+        gradient = gradient.clone()
     place = states.get(MOMENTUM)
     buffers = [None if first else place]
     sgd(

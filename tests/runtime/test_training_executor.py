@@ -312,3 +312,16 @@ def test_a_closed_step_gives_its_memory_back() -> None:
     gc.collect()
     with pytest.raises(ExecutionError, match="closed"):
         step(*case.batch)
+
+
+@pytest.mark.parametrize("native", [None, False])
+def test_a_backward_after_the_close_is_refused(native: bool | None) -> None:
+    case, file = gpt(), planned("gpt", 0.4)
+    step = TrainingExecutor(file, case.module, native=native)
+    step(*case.batch).backward()
+    case.module.zero_grad()
+    loss = step(*case.batch)
+    step.close()
+    with pytest.raises(ExecutionError, match="this executor is closed"):
+        loss.backward()
+    assert not gradients(case.module)

@@ -23,14 +23,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from tensorstow.ir.errors import ExecutionError, InputError
-from tensorstow.ir.saved import Choice, SavedPlan
-from tensorstow.planner.training.saved import plan_saved
+from tensorstow.ir.saved import Choice, SavedPlan, SavedProfile
+from tensorstow.planner.build import plan_graph
+from tensorstow.planner.training.hooked import lower_profile
+from tensorstow.runtime.training.hooked import saved_plan
 from tensorstow.runtime.training.hooks import SavedTensors
 from tensorstow.runtime.training.saved_contents import Contents, ModifiedError, storage_of
 from tensorstow.runtime.training.saved_engine import Engine
 from tensorstow.runtime.training.saved_profile import profile_saved
 from tensorstow.runtime.training.saved_records import Saved
 from tensorstow.runtime.training.spill import Job, SpillFile, Worker
+
+from .training_steps import box
 
 KIB = 1 << 10
 WIDTH = 256
@@ -90,6 +94,15 @@ def offload_all(count: int = 100, capacity: int = 4 * ONE) -> SavedPlan:
     return SavedPlan(capacity, (ONE,) * count, choices)
 
 
+def planned(profile: SavedProfile, capacity: int) -> SavedPlan:
+    """The plan that `ts.plan` makes of a profile, where what is saved may take so much."""
+    lowered = lower_profile(profile, name="profiled", why="", kept_nbytes=0, updates=False)
+    assert lowered.program.hooked is not None
+    machine = box(capacity + lowered.program.kept_nbytes)
+    plan = plan_graph(lowered.graph, machine, strategy="stow", mode="training", time_limit_s=2.0)
+    return saved_plan(plan, lowered.graph, lowered.program.hooked, "dram")
+
+
 def train(module: nn.Module, saved: SavedTensors | None, steps: int = 4) -> list[torch.Tensor]:
     """Losses, then parameters and buffers."""
     torch.manual_seed(7)
@@ -141,7 +154,7 @@ def test_bits_and_capacity(kind: Callable[[], nn.Module], share: float, opened: 
     profile = profile_saved(module, lambda: module(batch))
     total = sum(t.nbytes for t in profile.tensors if not t.held)
     capacity = max(int(share * total), 4 * ONE)
-    plan = plan_saved(profile, capacity, write_bytes_per_s=1e9, read_bytes_per_s=1e9)
+    plan = planned(profile, capacity)
     saved = opened(plan, module)
     assert same(train(module, saved), reference)
     stats = saved.stats

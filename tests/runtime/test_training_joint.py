@@ -129,6 +129,18 @@ def test_the_key_tells_what_is_computed() -> None:
     assert len({j.key for j in others} | {key}) == len(others) + 1
 
 
+def test_the_key_tells_what_branches_compute() -> None:
+    def captured_with(factor: float) -> Joint:
+        def loss(y: torch.Tensor) -> torch.Tensor:
+            return torch.cond(y.sum() > 0, lambda y: y * factor, lambda y: y.cos(), (y,)).square().mean()  # type: ignore[no-any-return]
+
+        return capture_joint(nn.Linear(8, 8), (torch.zeros(4, 8),), loss=loss)
+
+    key = captured_with(2.0).key
+    assert captured_with(2.0).key == key
+    assert captured_with(3.0).key != key
+
+
 class Branches(nn.Module):
     """Its control flow depends on values."""
 

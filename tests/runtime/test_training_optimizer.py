@@ -196,6 +196,8 @@ def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(ExecutionError, match="Input/output error"):
             pair.step(1)
     with pytest.raises(ExecutionError, match=r"states are lost.*load a state_dict"):
+        pair.optimizer.state_dict()
+    with pytest.raises(ExecutionError, match=r"states are lost.*load a state_dict"):
         pair.step(1)
     pair.optimizer.load_state_dict(saved)
     pair.module.load_state_dict(module)
