@@ -13,8 +13,8 @@ from statistics import median
 import numpy as np
 
 from .directio import BLOCK, DirectFile, disk_full, free_nbytes, never
+from .lanes import REQUESTS
 from .pages import Pages
-from .transfer import REQUESTS
 
 _CHUNKS = tuple((256 << 10) << shift for shift in range(7))  # 256 KiB to 16 MiB
 _FILE_NBYTES = 1 << 30

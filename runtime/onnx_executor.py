@@ -189,7 +189,9 @@ class OnnxExecutor:
         self._ready = False  # unless we come to the end
         first = self._turn * self._period
         engine.arrive(first)
-        self._endpoints.put(checked, self._arena, self._values, self._elements)
+        for lane, count, jobs in self._waits[0]:  # what must be complete by then may leave the very place of an input
+            engine.wait(lane, count + self._turn * jobs)
+        self._endpoints.put(checked, self._arena, self._values, self._elements)  # nothing stores one before instant 1
         steps(first)
         for lane, count, jobs in self._waits[-1] if self._period else ():
             engine.wait(lane, count + self._turn * jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -243,7 +244,14 @@ class _Resources:
         return arena
 
     def close(self) -> None:
-        """Threads first, for they use the others; what is pinned before its memory goes."""
+        """Threads first, for they use the others; what is pinned before its memory goes.
+
+        Python collects what is forgotten in whatever thread it happens to be. A lane's own, which may hold the lock of
+        all lanes just then, leaves it to one that can wait for it.
+        """
+        if self.engine is not None and self.engine.runs_here():
+            threading.Thread(target=self.close, name="tensorstow closing").start()
+            return
         if self.engine is not None:
             self.engine.close()
             self.engine = None

@@ -10,8 +10,8 @@ from pathlib import Path
 from ..ir.errors import ExecutionError
 from .calibrate_disk import read_rate
 from .directio import BLOCK, DirectFile
+from .lanes import REQUESTS
 from .pages import Pages
-from .transfer import REQUESTS
 
 PROBE_S = 0.2
 LEAST_NBYTES = 64 << 20

@@ -85,6 +85,19 @@ class StateKeeper(WeightReader, Protocol):
         ...
 
 
+@runtime_checkable
+class Lender(WeightReader, Protocol):
+    """A store of what a module in memory has let go, and may want back."""
+
+    def restore(self) -> None:
+        """Give every tensor its bytes back; ExecutionError where they cannot be read."""
+        ...
+
+    def hand_over(self) -> Callable[[], None]:
+        """What does that; the store holds none of the tensors from here on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BlobEntry:
     """Where a blob lies in the weights file, and the CRC-32 of each MiB of it."""

@@ -15,103 +15,15 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
 
 from ..ir.errors import ExecutionError
 from .directio import TransferCancelledError
+from .lanes import Job, Lane
 from .trace import Event
 
-Cancelled = Callable[[], bool]
-
 _NEVER = 1 << 62
-
-REQUESTS = 2
-"""Threads of a lane: requests that are under way at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One transfer: its `requests` run once a pass, when instant `after` has come and the jobs of `waits` are complete.
-
-    `waits` are (lane, position in it) of the same pass, or with `turns` = 1 of the pass before: (lane, position,
-    turns). A request may ask its argument whether to give up, and then raises TransferCancelledError. `inward` jobs
-    read from the home tier and others write to it, unless they are `copied` from one memory to another. `link` tells
-    jobs that may wait for one another from those that never do.
-    """
-
-    name: str
-    nbytes: int
-    after: int
-    requests: tuple[Callable[[Cancelled], None], ...]
-    inward: bool = True
-    waits: tuple[tuple[str, int, int], ...] = ()
-    copied: bool = False
-    link: str = ""
-
-
-class Lane:
-    """The queue of one lane and how far it is. `done` counts complete jobs over all passes since the last reset.
-
-    `taken` counts jobs whose requests are all taken, `request` those taken of the next one; `left` holds, by number of
-    the job, the requests that are not complete. `busy` threads run one. Jobs at the positions `skip` are not run:
-    `skipped` has their numbers, until `Engine.fetch` runs one after all.
-    """
-
-    def __init__(self, name: str, jobs: Sequence[Job]) -> None:
-        self.name = name
-        self.jobs = tuple(jobs)
-        self.read_nbytes = 0
-        self.written_nbytes = 0
-        self.copied_nbytes = 0
-        self.wait_ns = 0
-        self.busy = 0
-        # Where several links share a lane, order alone must keep a load behind the store that makes room for it.
-        self.requests_at_once = REQUESTS if len({(j.inward, j.link) for j in jobs}) == 1 else 1
-        self.restart()
-
-    def restart(self) -> None:
-        """Before instant 0 of pass 0."""
-        self.done = self.taken = self.request = 0
-        self.left: dict[int, int] = {}
-        self.skip: frozenset[int] = frozenset()
-        self.skipped: set[int] = set()
-
-    def take(self) -> tuple[int, Callable[[Cancelled], None]]:
-        """The next request, and the number of its job."""
-        number, job = self.taken, self.jobs[self.taken % len(self.jobs)]
-        if not self.request and number % len(self.jobs) in self.skip:
-            self.skipped.add(number)
-            self.left[number] = 1
-            self.taken = number + 1
-            return number, _nothing
-        request = job.requests[self.request]
-        self.left.setdefault(number, len(job.requests))
-        self.request += 1
-        if self.request == len(job.requests):
-            self.taken, self.request = number + 1, 0
-        return number, request
-
-    def complete(self, number: int) -> None:
-        """A request of job `number` is complete."""
-        self.left[number] -= 1
-        while self.left.get(self.done) == 0:
-            job = self.jobs[self.done % len(self.jobs)]
-            if self.done in self.skipped:
-                pass
-            elif job.copied:
-                self.copied_nbytes += job.nbytes
-            elif job.inward:
-                self.read_nbytes += job.nbytes
-            else:
-                self.written_nbytes += job.nbytes
-            del self.left[self.done]
-            self.done += 1
-
-
-def _nothing(cancelled: Cancelled) -> None:
-    """What is left of a job that is skipped."""
 
 
 class Engine:
@@ -191,7 +103,7 @@ class Engine:
             self._sleepers += 1
             try:
                 lanes = self.lanes.values()
-                while self._died is None and any(lane.busy or self._may_start(lane) for lane in lanes):
+                while not self._over and any(lane.busy or self._may_start(lane) for lane in lanes):
                     self._changed.wait()
             finally:
                 self._sleepers -= 1
@@ -202,6 +114,14 @@ class Engine:
             for name, lane in self.lanes.items():
                 lane.skip = positions.get(name, frozenset())
 
+    def forget(self, passes: int) -> bool:
+        """Forget what was skipped so many passes ago or earlier; whether anything skipped is remembered."""
+        with self._changed:
+            for lane in self.lanes.values():
+                oldest = lane.done - passes * len(lane.jobs)
+                lane.skipped = {number for number in lane.skipped if number >= oldest}
+            return any(lane.skipped for lane in self.lanes.values())
+
     def fetch(self, lane: Lane, number: int) -> None:
         """Run job `number`, which was skipped, now and here. Its place must be free for it still."""
         job = lane.jobs[number % len(lane.jobs)]
@@ -211,10 +131,17 @@ class Engine:
             lane.skipped.discard(number)
             lane.read_nbytes += job.nbytes
 
+    @property
+    def _over(self) -> bool:
+        """Whether nothing will move any more: whoever waits would wait forever."""
+        return self._stopped or self._died is not None
+
     def _check_threads(self) -> None:
         """ExecutionError where a thread is gone, so that nobody waits for it: in the child of a fork all are."""
+        if self._stopped:
+            raise ExecutionError("what moves the bytes of this plan is closed; open the plan again")
         gone = [t.name for t in self._threads if not t.is_alive()]
-        if self._died is not None or (gone and not self._stopped):
+        if gone or self._died is not None:
             why = "a child process has none" if self._died is None else f"{type(self._died).__name__}: {self._died}"
             raise ExecutionError(
                 f"the thread '{(gone or ['of a lane'])[0]}', which moves bytes, is gone ({why}); open the plan again, "
@@ -222,7 +149,7 @@ class Engine:
             ) from self._died
 
     def _raise_error(self) -> None:
-        if self._died is not None:
+        if self._over:
             self._check_threads()
         error = self._error
         if isinstance(error, ExecutionError):
@@ -239,9 +166,9 @@ class Engine:
         with self._changed:
             self._paused = self._cancel = True
             self._changed.notify_all()
-            while self._died is None and any(lane.busy for lane in self.lanes.values()):
+            while not self._over and any(lane.busy for lane in self.lanes.values()):
                 self._changed.wait()
-            if self._died is not None:
+            if self._over:
                 self._check_threads()
             for lane in self.lanes.values():
                 lane.restart()
@@ -249,8 +176,12 @@ class Engine:
             self._paused = self._cancel = False
             self._changed.notify_all()
 
+    def runs_here(self) -> bool:
+        """Whether this is a thread of a lane, which cannot wait for its own end."""
+        return threading.current_thread() in self._threads
+
     def close(self) -> None:
-        """Give up what is under way and end the threads; again is allowed."""
+        """Give up what is under way and end the threads, of which none may call this; again is allowed."""
         with self._changed:
             self._stopped = self._cancel = True
             self._changed.notify_all()

@@ -28,8 +28,8 @@ def fresh_inputs(made: ModuleModel, given: Mapping[str, Any]) -> tuple[tuple[Any
     for name, array in given.items():
         if name not in known:
             raise InputError(f"the module takes no array '{name}'; its inputs: {', '.join(known)}")
-        value = torch.from_numpy(array)
         expected = known[name]
+        value = _tensor(name, array, expected.dtype)
         if value.dtype != expected.dtype:
             raise InputError(f"input '{name}' is {value.dtype}, the plan is for {expected.dtype}")
         if value.shape != expected.shape:
@@ -39,6 +39,28 @@ def fresh_inputs(made: ModuleModel, given: Mapping[str, Any]) -> tuple[tuple[Any
             )
         named[name] = value
     return tuple(named[n] for n in positional), {n: named[n] for n in kwargs}
+
+
+def _tensor(name: str, array: Any, dtype: Any) -> Any:
+    """The values of an array in memory of their own. Files know no types but numpy's: they hold others as nameless
+    bytes ('|V2'), which are taken for `dtype` if numpy has not got that and its elements are as long.
+
+    Raises InputError for what no tensor holds.
+    """
+    import numpy as np
+    import torch
+
+    kind, wanted = array.dtype, str(dtype).removeprefix("torch.")
+    unknown = kind.fields is None and kind.name in (wanted, f"void{8 * dtype.itemsize}") and not hasattr(np, wanted)
+    if unknown:
+        whole = torch.uint8 if dtype.itemsize == 1 else torch.int16
+        own = array.copy(order="C").view(str(whole).removeprefix("torch."))
+        return torch.from_numpy(own).view(dtype)
+    try:
+        return torch.from_numpy(array.astype(kind.newbyteorder("="), order="C"))
+    except TypeError as error:
+        said = kind.name if kind.isbuiltin == 2 else kind.str  # 2: of another package
+        raise InputError(f"input '{name}' has the dtype '{said}', the plan is for {dtype}; convert it") from error
 
 
 def on_device(value: Any, device: Any) -> Any:

@@ -42,7 +42,7 @@ def apply_module(file: PlanFile, model: object = None, *, threads: int | None = 
     try:
         executor.load()
     except BaseException:
-        executor.close()
+        executor.give_back()
         raise
     return made.module
 
@@ -80,6 +80,8 @@ def _executor(
 ) -> ModuleExecutor:
     """The store opened, or made from what the module holds, and the executor over it. With `hollow`, a folder, what
     would be repacked is a file of zeros there, which takes no room."""
+    import torch
+
     from .moe_runs import install_experts
     from .planner.pytorch.binding import kept_names
     from .planner.pytorch.hf import fill_kept
@@ -97,18 +99,31 @@ def _executor(
         store: WeightReader = hollow_store(program, hollow / "store")
     else:
         store = _open_store(file, program, made, progress)
-    try:
-        executor = ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
+    with torch.inference_mode(mode=False):  # tensors that inference mode makes do not tell whether they are written to
+        try:
+            executor = ModuleExecutor(file.plan, graph, program, store, file.machine, made.module, threads=threads)
+        except BaseException:
+            _close_unused(store)
+            raise
+        executor.own_store()
         try:
             install_rows(executor, program)
             install_experts(executor, program)
         except BaseException:
-            executor.close()
+            executor.give_back()
             raise
-        return executor
-    except BaseException:
+    return executor
+
+
+def _close_unused(store: WeightReader) -> None:
+    """Close a store that no executor has taken; what it holds of a module in memory goes back there."""
+    from .runtime.reading import Lender
+
+    try:
+        if isinstance(store, Lender):
+            store.restore()
+    finally:
         store.close()
-        raise
 
 
 def _moved(program: ModuleProgram, made: ModuleModel) -> ModuleProgram:
@@ -127,9 +142,9 @@ def _moved(program: ModuleProgram, made: ModuleModel) -> ModuleProgram:
 
 
 def _open_store(file: PlanFile, program: ModuleProgram, made: ModuleModel, progress: Progress) -> WeightReader:
+    from .runtime.module.store_memory import store_module
     from .runtime.store import WeightStore
     from .runtime.store_files import FileStore
-    from .runtime.store_memory import store_module
 
     if made.matched is None:
         return store_module(program, file.graph, made.module, progress=_repacking(progress))
@@ -195,7 +210,6 @@ class ModuleRunner:
     def close(self) -> None:
         """End the threads, give the memory back, close the store."""
         self.executor.close()
-        self.executor.store.close()
 
     def __enter__(self) -> ModuleRunner:
         return self

@@ -182,8 +182,7 @@ class ModuleModel:
         reserve = machine.tier[tier].reserve_nbytes
 
         def needed(one: ModuleLowered) -> int:
-            whole = make_instance(one.graph, roomy)
-            return max(whole.base_nbytes, default=0) + whole.workspace_nbytes + reserve
+            return make_instance(one.graph, roomy).smallest_budget
 
         undivided = needed(found)
         budget = reserve + 1

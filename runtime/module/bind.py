@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,7 @@ def bind(
     steps = _steps(plan, graph, program)
     lookups = _lookups(plan, graph, program, store, modules)
     taken: dict[str, str] = {}
+    held: dict[int, tuple[str, str]] = {}
     divided = {r.tensor: r for r in program.rows}
     placed: list[Placed] = []
     for parameter in program.parameters:
@@ -98,7 +100,12 @@ def bind(
                     f"'{name}' is placed twice, as '{taken[name]}' and as '{parameter.tensor}'; plan again"
                 )
             taken[name] = parameter.tensor
-        for place in places:
+        for name, place in zip(parameter.names, places, strict=True):
+            other, tensor = held.setdefault(id(place.value), (name, parameter.tensor))
+            if tensor != parameter.tensor:
+                raise PlanMismatchError(
+                    f"'{other}' and '{name}' are one tensor now, and were two when the plan was made; plan again"
+                )
             _check_device(f"{place.prefix}.{place.attribute}".lstrip("."), place.value, device)
         source = _source(graph, parameter, places, steps, lookups, store)
         rows = divided.get(parameter.tensor)
@@ -267,10 +274,12 @@ def _rest(module: nn.Module, placed: frozenset[str]) -> list[tuple[str, torch.Te
     return [(name, value) for name, value in values if name not in placed]
 
 
-def move_rest(module: nn.Module, placed: Iterable[Placed], device: torch.device) -> None:
-    """Bring what is not placed to `device`, each object once and where it stands, so that ties stay."""
+def move_rest(module: nn.Module, placed: Iterable[Placed], device: torch.device, undo: ExitStack) -> None:
+    """Bring what is not placed to `device`, each object once and where it stands, so that ties stay. Closing `undo`
+    puts it back where it was."""
     names = frozenset(f"{p.prefix}.{p.attribute}".lstrip(".") for one in placed for p in one.places)
     with torch.no_grad():
         for _, value in _rest(module, names):
             if value.device != device:
+                undo.callback(setattr, value, "data", value.data)
                 value.data = value.data.to(device)

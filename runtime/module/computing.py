@@ -21,10 +21,10 @@ from .functions import Kind, kind_of
 
 _STORING = ("STORE_ATTR", "STORE_SUBSCR", "STORE_SLICE", "STORE_GLOBAL", "STORE_NAME", "STORE_DEREF", "DELETE_")
 _CALLING = ("IMPORT_", "MAKE_FUNCTION", "LOAD_CLOSURE", "LOAD_DEREF", "YIELD", "SEND", "GET_AWAITABLE", "BEFORE_WITH")
-_REFUSED_OPCODES = (*_STORING, *_CALLING, "SETUP_WITH", "LOAD_BUILD_CLASS", "LOAD_SUPER_ATTR", "LOAD_FROM_DICT")
-_BUILTINS = frozenset(
-    (int, float, bool, len, tuple, list, dict, range, min, max, abs, sum, isinstance, slice, zip, enumerate, None)
-)
+_OTHERS = ("SETUP_WITH", "LOAD_BUILD_CLASS", "LOAD_SUPER_ATTR", "LOAD_FROM_DICT", "BUILD_SET")
+_REFUSED_OPCODES = (*_STORING, *_CALLING, *_OTHERS)
+# Nothing that may hide a weight in a result: what is in a set, an iterator or a slice cannot be seen or exchanged.
+_BUILTINS = frozenset((int, float, bool, len, tuple, list, dict, range, min, max, abs, sum, isinstance, None))
 _HANDING_ON = frozenset((Kind.ADDRESS, Kind.WHOLE))
 _OTHER_LIBRARIES = frozenset(("ops", "save", "library", "utils", "multiprocessing", "register_hook", "__dict__"))
 _PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size))

@@ -78,13 +78,16 @@ class CudaDevice:
     """Memory of CUDA device `index`. See the module for how it keeps order.
 
     Kernels are those of the stream that is current where the module is called; a module that uses several streams must
-    join them there. The memory is one block, taken from PyTorch's allocator.
+    join them there. The whole module may be called in one stream after another, and nobody has to join these: copies
+    wait for the kernels of all. Who calls parts of it alone, in several streams, joins them. The memory is one block,
+    taken from PyTorch's allocator.
     """
 
     def __init__(self, index: int) -> None:
         self.torch_device = torch.device("cuda", index)
         self._elements: torch.Tensor | None = None
         self._events: dict[int, torch.cuda.Event] = {}
+        self._marked: torch.cuda.Stream | None = None  # where the last mark was made
 
     @property
     def nbytes(self) -> int:
@@ -104,7 +107,11 @@ class CudaDevice:
         return {instant: partial(self._mark, event) for instant, event in self._events.items()}
 
     def _mark(self, event: torch.cuda.Event) -> None:
-        event.record(torch.cuda.current_stream(self.torch_device))
+        stream, before = torch.cuda.current_stream(self.torch_device), self._marked
+        if before is not None and before != stream:
+            stream.wait_stream(before)  # whose kernels may still read what is copied over after this mark
+        self._marked = stream
+        event.record(stream)
 
     def open(self, nbytes: int, *, tier: str) -> None:
         """Take the memory and the streams. Raises ExecutionError where there is too little."""
@@ -189,7 +196,7 @@ class CudaDevice:
 
     def close(self) -> None:
         """Give the memory back to PyTorch's allocator; again is allowed."""
-        self._elements = None
+        self._elements = self._marked = None
         self._events.clear()
 
 

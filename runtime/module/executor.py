@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
@@ -19,7 +20,7 @@ from ..memory import settle_allocator
 from ..passes import PlanMemory, Stats, Stopwatch
 from ..preflight import check_store
 from ..profile import Profile, summarise
-from ..reading import WeightReader
+from ..reading import Lender, WeightReader
 from ..trace import Event
 from .bind import bind, check_machine, move_rest
 from .devices import TorchDevice, device_for
@@ -84,21 +85,30 @@ class ModuleExecutor:
         self._memory = PlanMemory(plan, graph, machine, self.tier, store, device=device)
         self._sources = [s for p in placed for s in (p.source, *p.ranges)]
         self._attached: list[Closable] = []
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.threads = torch.get_num_threads()
+        self._owned: Closable | None = None
         settle_allocator()
         self.device = where
         self._memory.open(scratch)
         self._weights = Weights(self._memory, device)
+        self._undo = ExitStack()
         try:
+            if isinstance(store, Lender):
+                self._undo.callback(store.hand_over())
+            if threads is not None:
+                self._undo.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(threads)
+            self.threads = torch.get_num_threads()
             self._weights.bind(self._sources)
-            move_rest(module, placed, where)
+            move_rest(module, placed, where, self._undo)
+            install(self._weights, module, placed, frozenset(program.calls.values()), self._undo)
+            module.__dict__[_MARK] = self
+            self._undo.callback(module.__dict__.pop, _MARK, None)
         except BaseException:
             self.close()
+            self._undo.close()
             raise
-        install(self._weights, module, placed, frozenset(program.calls.values()))
-        module.__dict__[_MARK] = self
+        if not isinstance(store, Lender):
+            self._undo.pop_all()  # lets the originals go
 
     def __enter__(self) -> ModuleExecutor:
         return self
@@ -107,14 +117,40 @@ class ModuleExecutor:
         self.close()
 
     def attach(self, other: Closable) -> None:
-        """Close `other` with this."""
+        """Close `other` with this, before anything of it."""
         self._attached.append(other)
+
+    def own_store(self) -> None:
+        """Close the store with this, when nobody reads from it any more."""
+        self._owned = self.store
 
     def close(self) -> None:
         """Stop the threads and give the memory back; again is allowed. The module cannot be used afterwards."""
+        try:
+            self._stop()
+        finally:
+            if self._owned is not None:
+                self._owned.close()
+
+    def _stop(self) -> None:
         while self._attached:
             self._attached.pop().close()
         self._weights.close(self._sources)
+
+    def give_back(self) -> None:
+        """Close, and leave the module as it was before it was taken, with its weights in memory of their own.
+
+        It must not run meanwhile. Only a store that took them from the module in memory has them to give
+        (`reading.Lender`); with any other this is `close`. Raises ExecutionError where they cannot be read, as after
+        `close`.
+        """
+        try:
+            if isinstance(self.store, Lender):
+                self._memory.check_open()
+                self._stop()
+                self._undo.close()
+        finally:
+            self.close()
 
     @property
     def closed(self) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +31,7 @@ from .experts_record import ListCall
 from .experts_slots import ExpertSlots
 from .experts_worth import Worth
 from .functions import refuse_write
+from .readers import started_pool
 from .replaced import Forward, Replaced
 
 READERS = 4
@@ -60,7 +60,7 @@ class ExpertForwards:
     """The forwards of the layers of `reading` of `module`, which a ModuleExecutor has taken before.
 
     `stats` counts all layers together. Raises PlanMismatchError and InputError, with the module untouched, where it is
-    not the one that was planned; ExecutionError where memory is short.
+    not the one that was planned; ExecutionError where memory or threads are short.
     """
 
     def __init__(self, module: nn.Module, reading: ExpertCaching, *, tier: str = "dram") -> None:
@@ -79,7 +79,7 @@ class ExpertForwards:
         self._replaced = Replaced()
         self._slots: list[ExpertSlots] = []
         self._worths: list[Worth] = []
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
+        self._pool = started_pool(READERS, "experts")
         try:
             groups = [list(range(len(pieces)))] if reading.shared else [[number] for number in range(len(pieces))]
             for group, worth in zip(groups, make_worths(reading), strict=True):
@@ -150,11 +150,11 @@ class ExpertForwards:
         }
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if any(held.get(name) is not lazies[name] for name in names):
-                return eager(part, *args, **kwargs)  # somebody has put others there
             ids = args[1] if len(args) > 1 else kwargs[ids_name]
             gates = args[2] if len(args) > 2 else kwargs.get(gates_name)
-            with self._lock:
+            with self._lock:  # before the look, for another thread may be here
+                if any(held.get(name) is not lazies[name] for name in names):
+                    return eager(part, *args, **kwargs)  # somebody has put others there
                 self._weights.memory.check_open()
                 try:
                     self._begin(layer, ids, gates)

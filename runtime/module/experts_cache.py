@@ -75,6 +75,7 @@ class ExpertCache:
         """An event asks for `wanted`, in the order of their gates, the greatest first; they are used in ascending
         order. With an empty one, `need` says what is asked for."""
         self.end()
+        self._mend()
         self._sweep()
         self.stats.events += 1
         if wanted:
@@ -224,6 +225,14 @@ class ExpertCache:
         self._start(expert, slot)
         return True
 
+    def _mend(self) -> None:
+        """Find the slots again that an interrupt between two statements has lost."""
+        if len(self._free) + len(self.slot_of) != self.slots:
+            taken = set(self.slot_of.values())
+            self._free = [slot for slot in range(self.slots)[::-1] if slot not in taken]
+        for expert in [e for e in self._loads if e not in self.slot_of]:
+            self._loads.pop(expert).cancel()
+
     def _sweep(self) -> None:
         """Loads that are complete are forgotten; those that failed, and nobody has waited for, are undone."""
         for expert, load in [(e, f) for e, f in self._loads.items() if f.done()]:
@@ -234,21 +243,40 @@ class ExpertCache:
 
     def _drop(self, expert: int) -> int:
         self._ahead.discard(expert)
-        load = self._loads.pop(expert, None)
-        slot = self.slot_of.pop(expert)
+        slot, load = self.slot_of[expert], self._loads.get(expert)
         if load is not None:
-            self._leaving[slot] = load
+            self._leaving[slot] = load  # before the slot is free
+        del self.slot_of[expert]
+        self._loads.pop(expert, None)
         return slot
 
     def _start(self, expert: int, slot: int, after: tuple[Future[None], ...] = ()) -> None:
-        leaving = self._leaving.pop(slot, None)
+        """The load is known before its slot: an expert in a slot that has no load is there."""
+        leaving = self._leaving.get(slot)
+        begun: Future[None] = Future()
 
         def fill(before: tuple[Future[None], ...]) -> None:
-            wait(before)  # they were handed in earlier, so they run or are done
-            self._load(expert, slot)
+            if begun.set_running_or_notify_cancel():
+                try:
+                    wait(before)  # they were handed in earlier, so they run or are done
+                    self._load(expert, slot)
+                finally:
+                    begun.set_result(None)
 
-        self.slot_of[expert] = slot
-        self._loads[expert] = self._pool.submit(fill, after if leaving is None else (*after, leaving))
+        try:
+            load = self._pool.submit(fill, after if leaving is None else (*after, leaving))
+            self._loads[expert] = load
+            self.slot_of[expert] = slot
+        except BaseException:
+            # An interrupt, or no thread: it may be in the queue all the same, or already run.
+            self.slot_of.pop(expert, None)
+            if not begun.cancel():
+                self._leaving[slot] = begun
+            self._free.append(slot)
+            self._loads.pop(expert, None)
+            raise
+        if leaving is not None:
+            del self._leaving[slot]
 
     def _wait(self, expert: int, load: Future[None]) -> None:
         began = 0 if load.done() else perf_counter_ns()
@@ -256,8 +284,8 @@ class ExpertCache:
             load.result()
         except BaseException:
             if load.done():
-                self._loads.pop(expert, None)
                 self._free.append(self.slot_of.pop(expert))
+                self._loads.pop(expert, None)
             raise
         finally:
             if began:

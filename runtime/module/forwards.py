@@ -100,15 +100,15 @@ def _with_both(
     clock, using, arrive, plain = weights.clock, weights.using, weights.arrive, torch.Tensor
 
     def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
-        if held.get("weight") is not weight or held.get("bias") is not bias or type(input) is not plain:
-            return original(input)  # somebody has put another there, or a weight is multiplied by a weight
-        with using:
-            values = at.get(clock.step) or at[arrive(steps)]
-            w, b = values if first else values[::-1]
-            if torch.is_grad_enabled():
-                with torch.no_grad():
-                    return compute(module, input, w, b)
-            return compute(module, input, w, b)
+        with using:  # before the look, for another thread may be in `together`
+            if held.get("weight") is weight and held.get("bias") is bias and type(input) is plain:
+                values = at.get(clock.step) or at[arrive(steps)]
+                w, b = values if first else values[::-1]
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        return compute(module, input, w, b)
+                return compute(module, input, w, b)
+        return original(input)  # somebody has put another there, or a weight is multiplied by a weight
 
     return update_wrapper(forward, original)
 
@@ -122,24 +122,30 @@ def _with_weight(
     clock, using, arrive, plain = weights.clock, weights.using, weights.arrive, torch.Tensor
 
     def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
-        if held.get("weight") is not weight or type(input) is not plain:
-            return original(input)
         with using:
-            values = at.get(clock.step) or at[arrive(steps)]
-            if torch.is_grad_enabled():
-                with torch.no_grad():
-                    return compute(module, input, values[0], held.get("bias"))
-            return compute(module, input, values[0], held.get("bias"))
+            if held.get("weight") is weight and type(input) is plain:
+                values = at.get(clock.step) or at[arrive(steps)]
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        return compute(module, input, values[0], held.get("bias"))
+                return compute(module, input, values[0], held.get("bias"))
+        return original(input)
 
     return update_wrapper(forward, original)
 
 
 def borrowed(weights: Weights, module: nn.Module, original: Forward) -> Forward | None:
-    """Of a module that only computes, with its own weights alone, all read in one step: they are real while it runs."""
+    """Of a module that only computes, with its own weights alone, all read in one step: they are real while it runs.
+
+    They are so in a stand-in for the module, made for the call: whoever else looks at it meanwhile, another thread
+    perhaps, finds lazy ones.
+    """
     held: dict[str, Any] = module._parameters  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
     lazies = tuple((name, value) for name, value in held.items() if isinstance(value, LazyTensor))
     names, sources = [name for name, _ in lazies], [z.source for _, z in lazies]
     if not lazies or any(True for _ in module.children()) or any(s.lookups is not None for s in sources):
+        return None
+    if not _found_plainly(type(module)):
         return None
     steps = weights.common_steps(sources)
     if not steps or _holds_lazy(module._buffers) or not only_computes(module):  # pyright: ignore[reportPrivateUsage]
@@ -147,13 +153,10 @@ def borrowed(weights: Weights, module: nn.Module, original: Forward) -> Forward 
     values, clock, using, arrive = weights.together(sources), weights.clock, weights.using, weights.arrive
     (name, lazy), (last, last_lazy) = lazies[0], lazies[-1]  # the same one where there is one; mostly that is all
     between = lazies[1:-1]
-    plain = torch.Tensor
+    kind, own, compute = type(module), module.__dict__, type(module).forward
+    make, plain, strided = object.__new__, torch.Tensor, torch.strided
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if held.get(name) is not lazy or held.get(last) is not last_lazy:
-            return original(*args, **kwargs)  # somebody has put another there
-        if between and any(held.get(n) is not z for n, z in between):
-            return original(*args, **kwargs)
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return forward(*args, **kwargs)
@@ -161,25 +164,34 @@ def borrowed(weights: Weights, module: nn.Module, original: Forward) -> Forward 
         if not simple and not (is_plain(args) and is_plain(kwargs.values())):
             return original(*args, **kwargs)
         with using:
-            here = values.get(clock.step) or values[arrive(steps)]
-            try:
-                held[name] = here[0]
-                held[last] = here[-1]
+            if (
+                held.get(name) is lazy
+                and held.get(last) is last_lazy
+                and not (between and any(held.get(n) is not z for n, z in between))
+            ):
+                here = values.get(clock.step) or values[arrive(steps)]
+                stand_in = make(kind)
+                attributes = stand_in.__dict__
+                attributes.update(own)
+                attributes[name] = here[0]  # found before parameters are looked for
+                attributes[last] = here[-1]
                 if between:
-                    held.update(zip(names, here, strict=True))
-                result = original(*args, **kwargs)
-            finally:
-                held[name] = lazy
-                held[last] = last_lazy
-                if between:
-                    held.update(between)
-            if weights.written():
-                raise overwritten(weights, lazy.source)
-            if type(result) is torch.Tensor and not weights.in_arena(result):
-                return result
-            return detached(result, weights, dict(zip(sources, here, strict=True)))
+                    attributes.update(zip(names, here, strict=True))
+                result = compute(stand_in, *args, **kwargs)
+                if weights.written():
+                    raise overwritten(weights, lazy.source)
+                if type(result) is plain and result.layout is strided and not weights.in_arena(result):
+                    return result
+                return detached(result, weights, dict(zip(sources, here, strict=True)))
+        return original(*args, **kwargs)  # somebody has put another there
 
     return update_wrapper(forward, original)
+
+
+def _found_plainly(kind: type[nn.Module]) -> bool:
+    """Whether such modules are made, and their attributes found, as those of all others are."""
+    own = kind.__new__, kind.__getattribute__, kind.__getattr__
+    return own == (object.__new__, object.__getattribute__, nn.Module.__getattr__)
 
 
 def _holds_lazy(held: Mapping[str, object]) -> bool:
@@ -197,10 +209,10 @@ def together(weights: Weights, module: nn.Module, original: Forward) -> Forward 
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tuple(map(_own, args)), {k: _own(v) for k, v in kwargs.items()}
-        held = [(m._parameters, n, p) for m in module.modules() for n, p in m._parameters.items()]  # pyright: ignore
-        lazies = [(h, n, p) for h, n, p in held if isinstance(p, LazyTensor) and p.weights is weights]
         calls = weights.inside.calls
-        with weights.using, torch.no_grad():
+        with weights.using, torch.no_grad():  # before the look, for another thread may be here
+            held = [(m._parameters, n, p) for m in module.modules() for n, p in m._parameters.items()]  # pyright: ignore
+            lazies = [(h, n, p) for h, n, p in held if isinstance(p, LazyTensor) and p.weights is weights]
             weights.inside.calls = calls + 1
             try:
                 real = weights.resolve([p.source for _, _, p in lazies])

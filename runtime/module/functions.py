@@ -57,7 +57,7 @@ MAKE_NEW: frozenset[Any] = frozenset(
         *(F.linear, F.layer_norm, F.rms_norm, F.group_norm, F.conv1d, F.conv2d, F.conv3d, torch.addmm, torch.matmul),
         *(torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__, torch.Tensor.add, torch.Tensor.__add__),
         *(torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mul, torch.add, torch.exp, torch.Tensor.clone),
-        *(torch.mm, torch.bmm, torch.einsum, torch.cat, torch.conv1d, torch.conv2d, torch.Tensor.__rsub__),
+        *(torch.mm, torch.bmm, torch.cat, torch.conv1d, torch.conv2d, torch.Tensor.__rsub__),
         *(f for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None),
     ]
 )

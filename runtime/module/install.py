@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,24 +12,32 @@ from torch import nn
 from ...ir.errors import InputError
 from . import forwards
 from .bind import Placed
+from .exchange import make_lazy, make_plain
 from .lazy import LazyTensor, whole
 from .row_ranges import by_ranges
 from .weights import Source, Weights
 
+CHANGED = ("forward", "__getstate__", "__deepcopy__", "load_state_dict", "_apply")
+"""Attributes that modules get, in place of those of their classes."""
 
-def install(weights: Weights, module: nn.Module, placed: Sequence[Placed], called: frozenset[str]) -> None:
+
+def install(
+    weights: Weights, module: nn.Module, placed: Sequence[Placed], called: frozenset[str], undo: ExitStack
+) -> None:
     """From here on `module` finds its weights where the plan has them. `called` are modules that read weights.
 
-    Every parameter and buffer of `placed` becomes a lazy tensor: where it is registered, and wherever else the module
-    or a part of it holds that object. The originals are let go.
+    Every parameter and buffer of `placed` becomes a lazy tensor, and stays the object that it was: so it is one
+    wherever the module, or anybody else, holds it. Closing `undo` makes everything what it was, with what `install` had
+    done when it was interrupted.
     """
-    lazies: dict[int, LazyTensor] = {}
+    for part in module.modules():
+        undo.callback(_put_back, part, {k: part.__dict__[k] for k in CHANGED if k in part.__dict__})
     for one in placed:
         parameter = any(p.parameter for p in one.places)
-        lazy = whole(weights, one.source, parameter=parameter)
-        for place in one.places:
-            lazies[id(place.value)] = lazy
-    _replace_everywhere(module, lazies, placed)
+        for value in {id(p.value): p.value for p in one.places}.values():
+            lazy = whole(weights, one.source, parameter=parameter)
+            undo.callback(make_plain, value, lazy)
+            make_lazy(value, lazy)
     owners = {id(p.owner) for one in placed for p in one.places}
     divided = {one.divided: one.ranges for one in placed if one.divided is not None}
     for name, part in [*module.named_modules()][::-1]:
@@ -39,6 +48,12 @@ def install(weights: Weights, module: nn.Module, placed: Sequence[Placed], calle
     if id(module) in owners:
         _wrap(weights, module, divided.get("", ()))
     module.__dict__["forward"] = forwards.whole_pass(weights, module, module.forward)
+
+
+def _put_back(part: nn.Module, before: Mapping[str, Any]) -> None:
+    for name in CHANGED:
+        part.__dict__.pop(name, None)
+    part.__dict__.update(before)
 
 
 def _wrap(weights: Weights, part: nn.Module, ranges: Sequence[Source]) -> None:
@@ -53,35 +68,6 @@ def _wrap(weights: Weights, part: nn.Module, ranges: Sequence[Source]) -> None:
             part.__dict__["forward"] = known
             return
     part.__dict__["forward"] = forwards.part(weights, part, original)
-
-
-def _replace_everywhere(module: nn.Module, lazies: dict[int, LazyTensor], placed: Sequence[Placed]) -> None:
-    originals = [p.value for one in placed for p in one.places]  # kept, so that no other object gets their ids
-    for part in module.modules():
-        for key, value in part.__dict__.items():
-            part.__dict__[key] = _replaced(value, lazies, depth=4)
-        if isinstance(part, nn.RNNBase):
-            part._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
-    del originals
-
-
-def _replaced(value: Any, lazies: dict[int, LazyTensor], depth: int) -> Any:
-    """`value` with the originals in it replaced: lists and dictionaries in place, tuples by new ones."""
-    if isinstance(value, torch.Tensor):
-        return lazies.get(id(value), value)
-    if not depth or not isinstance(value, (list, dict, tuple)):
-        return value
-    before = list(value.values()) if isinstance(value, dict) else list(value)
-    after = [_replaced(v, lazies, depth - 1) for v in before]
-    if all(a is b for a, b in zip(after, before, strict=True)):
-        return value
-    if isinstance(value, list):
-        value[:] = after
-    elif isinstance(value, dict):
-        value.update(zip(list(value), after, strict=True))
-    else:
-        return tuple(after)
-    return value
 
 
 def _placed(part: nn.Module, *, recurse: bool) -> list[LazyTensor]:

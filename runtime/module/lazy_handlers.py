@@ -59,11 +59,18 @@ def handler(func: Any) -> Handler:
     """What runs in place of `func` when a lazy tensor is among its arguments."""
     if func in functions.MAKE_NEW:
         return compute_new
+    if func is torch.einsum:
+        return _einsum
     if func in functions.GEOMETRY:
         return _geometry
     if func == torch.Tensor.device.__get__:  # pyright: ignore[reportFunctionMemberAccess, reportUnknownMemberType, reportAttributeAccessIssue]
         return _device
     return _RUN[functions.kind_of(func)]
+
+
+def _einsum(func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """Of two operands and more it is something new, of one it may be a view."""
+    return compute_new(func, args, kwargs) if len(args) > 2 else compute(func, args, kwargs)
 
 
 def _geometry(func: Any, args: Args, kwargs: Kwargs) -> Any:

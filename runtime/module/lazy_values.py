@@ -5,6 +5,8 @@ Nothing that outlives the operator may lie in the plan's memory: a result that d
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import torch
@@ -81,6 +83,8 @@ def compute_new(func: Any, args: Args, kwargs: Kwargs) -> Any:
                 real = first.of_step(step)
             values[places[0]] = real
             return func(*values, **kwargs)
+        if any(args[i].weights is not weights for i in places):  # whose steps are another plan's
+            return compute(func, args, kwargs)
         sources = [args[i].source for i in places]
         if any(step not in s.at for s in sources):
             steps = weights.common_steps(sources)
@@ -123,9 +127,13 @@ def overwritten(weights: Weights, source: Source) -> Exception:
 
 
 def detached(result: Any, weights: Weights, there: dict[Source, torch.Tensor]) -> Any:
-    """`result` with what lies in the plan's memory made lazy."""
+    """`result` with what lies in the plan's memory made lazy, in lists, tuples and dictionaries, too."""
     if isinstance(result, torch.Tensor):
-        if isinstance(result, LazyTensor) or result.layout != torch.strided or not weights.in_arena(result):
+        if isinstance(result, LazyTensor):
+            return result
+        if result.layout != torch.strided:
+            return result.clone()  # its parts may lie there
+        if not weights.in_arena(result):
             return result
         address = result.data_ptr()
         for source, real in there.items():
@@ -135,10 +143,27 @@ def detached(result: Any, weights: Weights, there: dict[Source, torch.Tensor]) -
         return result.clone()
     if isinstance(result, (list, tuple)):
         parts = [detached(r, weights, there) for r in result]
-        if all(a is b for a, b in zip(parts, result, strict=True)):
-            return result
-        return parts if isinstance(result, list) else tuple(parts)
+        return result if _same(parts, result) else _like(result, parts)
+    if isinstance(result, dict):
+        values = [detached(r, weights, there) for r in result.values()]
+        return result if _same(values, result.values()) else _like_dictionary(result, values)
     return result
+
+
+def _same(parts: list[Any], before: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(parts, before, strict=True))
+
+
+def _like(before: list[Any] | tuple[Any, ...], parts: list[Any]) -> Any:
+    kind = type(before)
+    return kind(*parts) if hasattr(kind, "_make") else kind(parts)  # a named tuple takes them one by one
+
+
+def _like_dictionary(before: dict[Any, Any], values: list[Any]) -> Any:
+    made = copy(before)  # with what a class of its own has besides
+    for key, value in zip(before, values, strict=True):
+        made[key] = value
+    return made
 
 
 def _again(result: torch.Tensor, weights: Weights, source: Source, distance: int) -> torch.Tensor:

@@ -59,11 +59,13 @@ def by_ranges(weights: Weights, module: nn.Module, original: Forward, ranges: Se
     clock, using, plain, dtype = weights.clock, weights.using, torch.Tensor, ranges[0].dtype
 
     def forward(input: torch.Tensor) -> Any:  # noqa: A002 - PyTorch's name
-        if held.get("weight") is not weight or held.get("bias") is not bias or type(input) is not plain:
+        if type(input) is not plain:
             return original(input)
         if input.dtype is not dtype or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return original(input)
         with using, torch.no_grad():
+            if held.get("weight") is not weight or held.get("bias") is not bias:
+                return original(input)  # somebody has put another there, or this thread, in `forwards.together`
             key = (input.shape, input.stride(), weight.source.requires_grad, torch.get_num_threads())
             if key not in same:
                 same[key] = agree(input, weight, bias is not None, [(r.lo, r.hi) for r in found])

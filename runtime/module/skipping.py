@@ -15,6 +15,9 @@ from ..passes import PlanMemory
 Fill = tuple[str, int, int]
 """A job that fills what a step reads: its lane, its position there, and how many passes before the step it runs."""
 
+PASSES = 3
+"""A step reads what a job of its own pass brings, or one of the two before."""
+
 
 class Skipping:
     """Which jobs may be left out. `active` says that some are, or were and have not been forgotten."""
@@ -50,7 +53,7 @@ class Skipping:
                 continue
             end = start + stay.end - stay.start
             for step in readers.get(t.storage, ()):
-                for back in range(3):
+                for back in range(PASSES):
                     if t.before <= step + back * period < end:
                         self._fills[step].append((route.lane, route.position, back))
                         self._serves.setdefault((route.lane, route.position), set()).add(step)
@@ -74,21 +77,14 @@ class Skipping:
             if steps <= both:
                 found.setdefault(lane, set()).add(position)
         self._leave_out({lane: frozenset(positions) for lane, positions in found.items()})
-        self.active = bool(self._left_out) or self._forget()
+        # Jobs of passes that are long over cannot be missed any more.
+        remembered = self._memory.engine.forget(PASSES)
+        self.active = bool(self._left_out) or remembered
 
     def _leave_out(self, positions: dict[str, frozenset[int]]) -> None:
         if positions != self._left_out:
             self._memory.engine.skip(positions)
             self._left_out = positions
-
-    def _forget(self) -> bool:
-        """Jobs of passes that are long over cannot be missed any more; whether others can."""
-        left = False
-        for lane in self._memory.engine.lanes.values():
-            oldest = lane.done - 3 * len(lane.jobs)
-            lane.skipped.difference_update([n for n in lane.skipped if n < oldest])
-            left = left or bool(lane.skipped)
-        return left
 
     def need(self, step: int, turn: int) -> None:
         """`step` of pass `turn` begins: read what was left out of it. Raises ExecutionError where that fails."""

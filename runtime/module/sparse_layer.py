@@ -13,6 +13,7 @@ from torch import nn
 
 from .sparse_rows import READ_NBYTES, Bytes, Indices, Reading, RowFile
 from .sparse_window import RowWindow
+from .weights import as_weight
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -93,8 +94,9 @@ class Matrix:
             self.buffer.index_copy_(1, torch.from_numpy(neurons), values.t().contiguous())
 
     def compute(self, x: torch.Tensor, original: Forward) -> torch.Tensor:
-        """`original(x)` with the buffer as the weight: a new object each time, for autocast remembers its copies."""
-        self._held["weight"] = nn.Parameter(self.buffer, requires_grad=self.weight.requires_grad)
+        """`original(x)` with the buffer as the weight."""
+        shape, strides = self.shape, self.buffer.stride()
+        self._held["weight"] = as_weight(self.buffer, shape, strides, requires_grad=self.weight.requires_grad)
         try:
             return original(x)
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from ...ir.paths import cache_dir
 from ..directio import BLOCK, DirectFile
 from ..store_build import BlobWriter
 from ..store_pieces import PIECE_NBYTES
+from .readers import started_pool
 
 READ_NBYTES = 4 << 20
 
@@ -116,13 +117,16 @@ class RowFile:
         self._checks = checks  # by layer, [regions, neurons]
         self._unchecked = [np.ones(c.shape, np.bool_) for c in checks]
         self._carry_nbytes = max((-(-x.piece_nbytes // BLOCK) * BLOCK for x in layouts), default=0)
-        self._buffer = mmap.mmap(-1, self._carry_nbytes + READ_NBYTES)
-        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="rows")
+        self._buffer_nbytes = self._carry_nbytes + READ_NBYTES
+        self._buffer: mmap.mmap | None = mmap.mmap(-1, self._buffer_nbytes)
+        self._pool = started_pool(at_once, "rows")
 
     @property
     def memory_nbytes(self) -> int:
         """Bytes that it holds in memory."""
-        return len(self._buffer) + sum(c.nbytes + u.nbytes for c, u in zip(self._checks, self._unchecked, strict=True))
+        return self._buffer_nbytes + sum(
+            c.nbytes + u.nbytes for c, u in zip(self._checks, self._unchecked, strict=True)
+        )
 
     @classmethod
     def write(
@@ -136,7 +140,8 @@ class RowFile:
         """Write all layers into a file in `folder` (by default the cache), to be read by `at_once` requests at a time.
 
         `rows(layer)` opens a layer; what it returns gives the rows of neurons [start, stop) of each matrix, as bytes
-        [neurons, row_nbytes]. One layer is open at a time. Raises ExecutionError where the disk is full or fails.
+        [neurons, row_nbytes]. One layer is open at a time. Raises ExecutionError where the disk is full or fails, or
+        the system gives no thread for each request.
         """
         placed, nbytes = laid_out(layouts)
         file = DirectFile.scratch(cache_dir() if folder is None else folder, nbytes)
@@ -145,10 +150,10 @@ class RowFile:
             with BlobWriter(file, nbytes, keep_open=True) as writer:
                 for number, layout in enumerate(placed):
                     checks.append(_write_layer(layout, rows(number), writer))
+            return cls(file, placed, checks, at_once)
         except BaseException:
             file.close()
             raise
-        return cls(file, placed, checks, at_once)
 
     def read(
         self, layer: int, neurons: Indices, bridge_nbytes: int, reading: Reading
@@ -171,6 +176,12 @@ class RowFile:
                     self._check(layer, region, wanted, found)
                     yield region, wanted, found
 
+    def _clean_buffer(self) -> mmap.mmap:
+        """The buffer; a new one where reads that nobody has waited for may still write to the one before."""
+        if self._buffer is None:
+            self._buffer = mmap.mmap(-1, self._buffer_nbytes)
+        return self._buffer
+
     def _batch(
         self, at: int, runs: Sequence[Run], neurons: Indices, piece: int, reading: Reading
     ) -> Iterator[tuple[Indices, Bytes]]:
@@ -178,17 +189,25 @@ class RowFile:
         requests: list[Future[None]] = []
         starts: list[Indices] = []
         done = 0
-        for begin, end, first, stop in runs:
-            target = memoryview(self._buffer)[done : done + end - begin]
-            requests.append(self._pool.submit(self._file.read_into, target, at + begin, chunk=READ_NBYTES))
-            starts.append(neurons[first:stop] * piece + (done - begin))
-            done += end - begin
-        wait(requests)  # all of them: the buffer is used again
+        buffer = self._clean_buffer()
+        self._buffer = None  # until all requests are complete, whatever comes between
+        try:
+            for begin, end, first, stop in runs:
+                target = memoryview(buffer)[done : done + end - begin]
+                requests.append(self._pool.submit(self._file.read_into, target, at + begin, chunk=READ_NBYTES))
+                starts.append(neurons[first:stop] * piece + (done - begin))
+                done += end - begin
+            wait(requests)
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        self._buffer = buffer
         for request in requests:
             request.result()
         reading.nbytes += done
         reading.requests += len(runs)
-        content = np.frombuffer(self._buffer, np.uint8)
+        content = np.frombuffer(buffer, np.uint8)
         rows = np.lib.stride_tricks.sliding_window_view(content, piece)[np.concatenate(starts)]
         yield neurons[runs[0][2] : runs[-1][3]], rows
 
@@ -199,12 +218,13 @@ class RowFile:
 
         Whole pieces stand in the buffer from `start` on, the first of them at a multiple of `piece` of the region.
         """
-        content = np.frombuffer(self._buffer, np.uint8)
+        buffer = self._clean_buffer()
+        content = np.frombuffer(buffer, np.uint8)
         carry = self._carry_nbytes
         kept = 0  # bytes before the request's that stand before it
         for low in range(begin, end, READ_NBYTES):
             high = min(low + READ_NBYTES, end)
-            self._file.read_into(memoryview(self._buffer)[carry : carry + high - low], at + low, chunk=READ_NBYTES)
+            self._file.read_into(memoryview(buffer)[carry : carry + high - low], at + low, chunk=READ_NBYTES)
             reading.nbytes += high - low
             reading.requests += 1
             origin = -(-(low - kept) // piece)  # the first piece that is there from its beginning

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +69,8 @@ class Source:
         """As `Tensor.requires_grad_` of the original would."""
         self.requires_grad = wanted
         for tensor in self.at.values():
-            tensor.requires_grad_(wanted)  # each is a leaf
+            base: Any = tensor._base  # see `as_weight`; what is empty is no view
+            (tensor if base is None else base).requires_grad_(wanted)
         for part in self.ranges:
             part.require_grad(wanted)
 
@@ -248,8 +250,22 @@ class Weights:
 
 def shaped(content: torch.Tensor, source: Source) -> torch.Tensor:
     """Bytes as the elements of `source`, a leaf for autograd."""
-    if content.numel():
-        found = torch.as_strided(content.view(source.dtype), source.shape, source.strides)
-    else:
-        found = torch.empty_strided(source.shape, source.strides, dtype=source.dtype)
-    return nn.Parameter(found, requires_grad=True) if source.requires_grad else found
+    if not content.numel():
+        return torch.empty_strided(source.shape, source.strides, dtype=source.dtype)
+    return as_weight(content.view(source.dtype), source.shape, source.strides, requires_grad=source.requires_grad)
+
+
+def as_weight(
+    elements: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...], *, requires_grad: bool
+) -> torch.Tensor:
+    """`elements`, memory of somebody else's, as a parameter; one that requires a gradient is an nn.Parameter by
+    `isinstance`.
+
+    Of a parameter autocast makes a copy, which it keeps until it ends; of a view it keeps none. So this is a view of
+    one: for autograd a leaf, which requires a gradient, as its own views do, where its `_base` does.
+    """
+    base = nn.Parameter(elements, requires_grad=requires_grad)
+    with torch.no_grad():
+        found: Any = torch.as_strided(base, shape, strides, base.storage_offset())
+    found._is_param = requires_grad
+    return found

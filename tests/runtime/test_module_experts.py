@@ -22,7 +22,7 @@ from tensorstow.planner.pytorch.experts import find_fused, leave_experts, placed
 from tensorstow.runtime.module import ModuleExecutor
 from tensorstow.runtime.module.experts import ExpertForwards
 from tensorstow.runtime.module.experts_bind import Slices
-from tensorstow.runtime.store_memory import store_module
+from tensorstow.runtime.module.store_memory import store_module
 
 from ..graphs import machine
 from .recorded import release

@@ -222,6 +222,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_touched(tmp_path: Path)
         assert not any(t.name.startswith("tensorstow") for t in threading.enumerate())
 
     refused(r"planned with shape \[100, 32\], the module has \[100, 40\]", module=Small(width=40))
+    tied = Small()
+    tied.layers[0].gates = tied.layers[1].gates
+    refused(r"'layers.0.gates' and 'layers.1.gates' are one tensor now, and were two", module=tied)
     refused(r"planned with dtype float32, the module has float16", module=Small().half())
     refused(r"calls 'layers\.2\S*', which the module does not have", module=Small(layers=2))
     fewer = replace(program, calls={op: name for op, name in program.calls.items() if "layers.2" not in name})

@@ -88,3 +88,18 @@ def test_the_whole_is_read_again_after_what_was_left_out_is_wanted(tmp_path: Pat
         whole = sum(t.nbytes for t in executor.plan.transfers)
         read = [read_nbytes(executor, x) for _ in range(4)]
         assert abs(sum(read) - 4 * whole) <= whole
+
+
+@pytest.mark.parametrize("changing", [False, True])
+def test_what_is_never_wanted_again_is_not_remembered_for_ever(tmp_path: Path, changing: bool) -> None:
+    module, reference, executor, x = made(tmp_path, 0.0)
+    with executor, torch.no_grad():
+        remembered: list[int] = []
+        lanes = executor._memory.engine.lanes.values()  # pyright: ignore[reportPrivateUsage]
+        for k in range(100):
+            leave = frozenset([1, 2]) if changing and k % 8 < 4 else frozenset[int]()
+            assert torch.equal(module(x, False, leave), reference(x, False, leave))
+            remembered.append(sum(len(lane.skipped) for lane in lanes))
+        jobs = sum(len(lane.jobs) for lane in lanes)
+        assert 0 < max(remembered) <= 5 * jobs  # of three passes, and those that lanes are ahead and behind
+        assert torch.equal(module(x), reference(x))

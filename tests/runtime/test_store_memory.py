@@ -1,4 +1,4 @@
-"""Tests of runtime/store_memory.py: parameters that move from memory into a nameless file."""
+"""Tests of runtime/module/store_memory.py: parameters that move from memory into a nameless file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tensorstow.ir.graph import Graph, Storage, StorageKind, Tensor
 from tensorstow.ir.program import BlobSource, ModuleProgram, Parameter
 from tensorstow.runtime import directio, memory
 from tensorstow.runtime.arena import Arena
-from tensorstow.runtime.store_memory import MemoryStore, store_module
+from tensorstow.runtime.module.store_memory import MemoryStore, store_module
 
 
 def lowered(module: nn.Module, kept: tuple[str, ...] = ()) -> tuple[Graph, ModuleProgram]:
@@ -187,3 +187,24 @@ def test_a_module_that_is_not_the_planned_one(tmp_path: Path) -> None:
     partial = ModuleProgram("test", None, False, program.blobs, program.parameters[1:], {})
     with pytest.raises(PlanMismatchError, match=r"blob 'turned' has 84000 bytes, .* end at byte 0"):
         store_module(partial, graph, Net(), folder=tmp_path)
+
+
+def test_what_is_not_the_bytes_that_it_lies_on(tmp_path: Path) -> None:
+    module = nn.ParameterDict({"z": nn.Parameter(torch.randn(40, 40, dtype=torch.complex64))})
+    graph, program = lowered(module)
+    module["z"] = nn.Parameter(torch.randn(40, 40, dtype=torch.complex64).conj())
+    before = copied(module)
+    with pytest.raises(InputError, match=r"'z' is the conjugate of what is in its memory.*resolve_conj"):
+        store_module(program, graph, module, folder=tmp_path)
+    assert same(copied(module), before)
+
+
+def test_what_is_tied_since(tmp_path: Path) -> None:
+    separate = nn.Sequential(*(nn.Linear(600, 600, bias=False) for _ in range(3)))
+    graph, program = lowered(separate)
+    tied = nn.Sequential(*(nn.Linear(600, 600, bias=False) for _ in range(3)))
+    tied[2].weight = tied[0].weight
+    before = copied(tied)
+    with pytest.raises(InputError, match=r"'0.weight' and '2.weight' are tied, .* they were not"):
+        store_module(program, graph, tied, folder=tmp_path)
+    assert same(copied(tied), before)

@@ -10,7 +10,8 @@ import pytest
 
 from tensorstow.ir.errors import ExecutionError
 from tensorstow.runtime.directio import TransferCancelledError
-from tensorstow.runtime.transfer import Cancelled, Engine, Job
+from tensorstow.runtime.lanes import Cancelled, Job
+from tensorstow.runtime.transfer import Engine
 
 
 class Log:
@@ -167,3 +168,28 @@ def test_a_lane_of_loads_and_stores_runs_one_at_a_time() -> None:
     engine.wait(engine.lanes["bus"], 8)
     assert most == [1]
     engine.close()
+
+
+def test_a_closed_engine_says_so() -> None:
+    log = Log()
+    engine = Engine({"in": [log.job("a", 0)]}, period=1)
+    lane = engine.lanes["in"]
+    engine.close()
+    engine.arrive(0)
+    with pytest.raises(ExecutionError, match="closed"):
+        engine.wait(lane, 1)
+    with pytest.raises(ExecutionError, match="closed"):
+        engine.reset()
+    engine.settle()
+    engine.close()
+
+
+def test_whoever_waits_is_told_that_the_engine_was_closed() -> None:
+    log = Log()
+    engine = Engine({"in": [log.job("a", 0), log.job("b", 5)]}, period=6)
+    engine.arrive(0)
+    closing = threading.Timer(0.05, engine.close)
+    closing.start()
+    with pytest.raises(ExecutionError, match="closed"):
+        engine.wait(engine.lanes["in"], 2)
+    closing.join()

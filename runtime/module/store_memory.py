@@ -1,28 +1,30 @@
-"""Weights of a module that exists in memory alone: written to a nameless file, each freed when it is there.
-
-Nothing here imports PyTorch: a tensor is an address, a length, and a few methods.
-"""
+"""Weights of a module that exists in memory alone: written to a nameless file, each freed when it is there."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ..ir.errors import InputError, PlanMismatchError
-from ..ir.graph import Graph, Tensor
-from ..ir.paths import cache_dir
-from ..ir.program import BlobSource, ModuleProgram, Parameter, row_major
-from .directio import DirectFile
-from .memory import settle_allocator, trim_heap
-from .reading import BlobEntry, CheckedBlobs
-from .store import Progress, layout
-from .store_build import BlobWriter
-from .store_pieces import PIECE_NBYTES
+from ...ir.errors import InputError, PlanMismatchError
+from ...ir.graph import Graph, Tensor
+from ...ir.paths import cache_dir
+from ...ir.program import BlobSource, ModuleProgram, Parameter, row_major
+from ..directio import DirectFile
+from ..memory import settle_allocator, trim_heap
+from ..reading import BlobEntry, CheckedBlobs
+from ..store import Progress, layout
+from ..store_build import BlobWriter
+from ..store_pieces import PIECE_NBYTES
+from .lazy import LazyTensor
 
 _REMEDY = "the disk or the memory of this machine is at fault; make the module again"
 
@@ -42,7 +44,8 @@ class _Part:
         """Leave the tensors shape and type, and one element for all."""
         self.freed = True
         for tensor in self.tensors:
-            tensor.data = tensor.new_zeros(()).expand(self.shape)
+            with _mode_of(tensor):
+                tensor.data = tensor.new_zeros(()).expand(self.shape)
 
 
 class MemoryStore(CheckedBlobs):
@@ -57,18 +60,29 @@ class MemoryStore(CheckedBlobs):
 
         Raises ExecutionError where the file cannot be read.
         """
-        for blob, parts in self._parts.items():
+        self.hand_over()()
+
+    def hand_over(self) -> Callable[[], None]:
+        """What `restore` does. From here on this holds no parameter: those who read from it run for as long as what the
+        parameters have become is not forgotten."""
+        parts, self._parts = self._parts, {}
+        return partial(self._restore_all, parts)
+
+    def _restore_all(self, of_blobs: dict[str, list[_Part]]) -> None:
+        for blob, parts in of_blobs.items():
             for part in parts:
                 if part.freed:
                     self._restore(blob, part)
 
     def _restore(self, blob: str, part: _Part) -> None:
-        fresh = part.tensors[0].new_empty_strided(part.shape, part.strides)
+        with _mode_of(part.tensors[0]):
+            fresh = part.tensors[0].new_empty_strided(part.shape, part.strides)
         content = _bytes(fresh, part.nbytes)
         for start in range(0, part.nbytes, PIECE_NBYTES):
             self.read(blob, part.offset + start, content[start : start + PIECE_NBYTES].data)
         for tensor in part.tensors:
-            tensor.data = fresh
+            with _mode_of(tensor):
+                tensor.data = fresh
         part.freed = False
 
 
@@ -137,6 +151,7 @@ def _bytes(tensor: Any, nbytes: int) -> NDArray[np.uint8]:
 def _parts(program: ModuleProgram, graph: Graph, module: Any) -> dict[str, list[_Part]]:
     """What each blob is made of, in the order of its bytes; everything that may be wrong is found here."""
     found: dict[str, dict[int, _Part]] = {source.blob: {} for source in program.blobs}
+    named: dict[int, tuple[str, _Part]] = {}  # by tensor
     for parameter in program.parameters:
         wanted = graph.tensor.get(parameter.tensor)
         storage = graph.storage.get((wanted and wanted.storage) or "")
@@ -151,6 +166,13 @@ def _parts(program: ModuleProgram, graph: Graph, module: Any) -> dict[str, list[
                     f"another ({same.nbytes} bytes) that lies elsewhere in memory; plan again"
                 )
             same.tensors = tuple({id(t): t for t in (*same.tensors, *part.tensors)}.values())
+        for tensor in part.tensors:
+            other, first = named.setdefault(id(tensor), (parameter.names[0], same))
+            if first is not same:
+                raise InputError(
+                    f"parameters '{other}' and '{parameter.names[0]}' are tied, one tensor in two places, and they "
+                    "were not when the plan was made; plan again"
+                )
     ordered: dict[str, list[_Part]] = {}
     for source in program.blobs:
         ordered[source.blob] = sorted(found[source.blob].values(), key=lambda p: p.offset)
@@ -173,17 +195,33 @@ def _check_blob(source: BlobSource, parts: list[_Part]) -> None:
         )
 
 
+def _mode_of(tensor: Any) -> AbstractContextManager[None]:
+    """In which a tensor was made, so that another one can take its memory's place: PyTorch has two kinds."""
+    return torch.inference_mode(tensor.is_inference())
+
+
 def _part(parameter: Parameter, wanted: Tensor, offset: int, module: Any) -> _Part:
     """The tensors of a parameter, checked. Raises InputError with what is and what should be."""
     tensors = {id(t): t for t in (_find(module, name) for name in parameter.names)}
     shape = wanted.shape or ()
     strides = parameter.strides or row_major(shape)
     for name, tensor in zip(parameter.names, (_find(module, n) for n in parameter.names), strict=True):
+        if isinstance(tensor, LazyTensor):
+            raise InputError(
+                f"parameter '{name}' is run by a plan already, that of this module or of one that shares it; end that "
+                "first (.tensorstow.give_back()), or plan one module that holds both"
+            )
         dtype = str(tensor.dtype).removeprefix("torch.")
         if (tuple(tensor.shape), dtype) != (shape, wanted.dtype):
             raise InputError(
                 f"parameter '{name}' has shape {list(tensor.shape)} of {dtype}, the plan is for {list(shape)} of "
                 f"{wanted.dtype}; plan again for the module as it is"
+            )
+        if tensor.is_conj() or tensor.is_neg():
+            kind = "conjugate" if tensor.is_conj() else "negative"
+            raise InputError(
+                f"parameter '{name}' is the {kind} of what is in its memory, and was not when the plan was made; make "
+                "it one of its own (.resolve_conj().resolve_neg()), or plan again"
             )
         if tensor.device.type != "cpu":
             raise InputError(f"parameter '{name}' is on device '{tensor.device}'; move the module to 'cpu' first")
