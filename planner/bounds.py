@@ -15,6 +15,7 @@ from ..solvers.bounds import Flow, Traffic, Value, order_free_traffic, whole_ope
 from .bounds_tiled import Tiled, tiled_operators
 from .costs import duration_ns
 from .instance import Instance
+from .items import extent
 from .levels_bound import tiered_bound
 from .recompute_bound import recompute_bound
 from .validate import predecessors
@@ -170,9 +171,8 @@ def _compute(instance: Instance) -> Iterator[Bound]:
 
 def _working_set(instance: Instance) -> Iterator[Bound]:
     """The operands and results of the largest operator, and the largest workspace: no order needs less room."""
-    size = {item.storage: item.nbytes for item in instance.items}
     graph = instance.graph
-    largest = max((sum(size.get(s, 0) for s in graph.touches(op)) for op in graph.operators), default=0)
+    largest = max((extent([graph.storage[s] for s in graph.touches(op)]) for op in graph.operators), default=0)
     kind = f"working set: the largest operator's operands, results and workspace in '{instance.fast.name}', any order"
     scope = replace(ANY, other_units=False)
     yield Bound(0.0, kind, scope, ((instance.fast.name, largest + instance.workspace_nbytes),))

@@ -153,12 +153,11 @@ def pose_pass(instance: Instance) -> TrafficProblem:
     graph = instance.graph
     arriving, leaving = set(graph.storages_of(graph.inputs)), set(graph.storages_of(graph.outputs))
     tensors: list[Tensor] = []
-    for item in instance.items:
+    for i, item in enumerate(instance.items):
         storage = graph.storage[item.storage]
         begins = Begin.BELOW if item.homed else Begin.ARRIVES if item.storage in arriving else Begin.MADE
         ends = End.FAST if item.storage in leaving else End.BELOW if item.homed and item.writes else End.FREE
-        alignment = max(storage.alignment, instance.fast.alignment, instance.home.alignment if item.homed else 1)
-        tensors.append(Tensor(storage.nbytes, begins, ends, item.nbytes, alignment))
+        tensors.append(Tensor(storage.nbytes, begins, ends, item.nbytes, instance.alignment_of(i)))
     step = {name: t for t, name in enumerate(instance.order)}
     ids = [op.id for op in graph.operators]
     operators = [

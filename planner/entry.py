@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from ..ir.codec import digest
 from ..ir.errors import InputError, TensorstowError
 
 HF = "hf:"
@@ -89,7 +90,7 @@ def make(maker: Maker) -> Made:
             returned = found()
         except TensorstowError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # `exit()` in the user's code is no answer of ours
             raise InputError(f"'{maker.text}' raised {_said(error)}{_where(error)}") from error
         return _checked(maker, returned)
 
@@ -134,7 +135,8 @@ def _load_file(maker: Maker, file: Path) -> ModuleType:
     if not file.is_file():
         raise InputError(f"'{maker.text}': there is no file '{file}'")
     path = file.resolve()
-    spec = importlib.util.spec_from_file_location(f"_tensorstow_entry_{path.stem}", path)
+    name = f"_tensorstow_entry_{path.stem}_{digest(str(path))[:8]}"  # another folder may have a file of this name, too
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"'{maker.text}': '{file}' cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
@@ -143,8 +145,10 @@ def _load_file(maker: Maker, file: Path) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[spec.name]
+        if not isinstance(error, (Exception, SystemExit)):
+            raise
         raise InputError(f"'{maker.text}': loading '{file}' raised {_said(error)}{_where(error)}") from error
     return module
 
@@ -156,7 +160,7 @@ def _import(maker: Maker) -> ModuleType:
         sys.path.insert(0, here)  # as `python -m` has it
     try:
         return importlib.import_module(maker.package)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"'{maker.text}': importing '{maker.package}' raised {_said(error)}{_where(error)}") from error
 
 

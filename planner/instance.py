@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from ..ir.codec import digest
 from ..ir.collecting import without_collecting
-from ..ir.errors import InfeasibleError, InputError
+from ..ir.errors import InfeasibleError
 from ..ir.graph import Graph, Storage
-from ..ir.machine import Link, Machine, Tier, Unit
+from ..ir.machine import Machine, Tier, Unit
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
-from ..ir.uses import Uses, storage_uses
 from ..solvers.engines import AUTO
 from ..solvers.residency.lp import Relaxer
 from ..solvers.residency.problem import Gap, ResidencyProblem, ResidencySolution
 from ..solvers.result import Result, Status
+from .below import chain_below
 from .costs import duration_ns
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A storage as strategies see it: the steps that touch it, in order, and the bytes it takes when placed.
-
-    `homed` items have a copy below and are used pass after pass; the others live from their first step (an input from
-    the beginning of the pass) to their last (an output to its end). `writes` are the touches that change it: a homed
-    item with any must be stored before it is dropped. A storage that is made anew within a pass (recomputation) is an
-    item for each time.
-    """
-
-    storage: str
-    nbytes: int
-    homed: bool
-    touches: tuple[int, ...]
-    writes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ItemGap:
-    """The time between use number `before` of item `item` and the next one; steps as in `solvers` (end may wrap).
-
-    `clean`: what the copy below holds is what the item holds, so that it may be dropped for nothing. An item that is
-    written is dirty from its last write of a pass until it is stored, which then holds until the next one.
-    """
-
-    item: int
-    before: int
-    start: int
-    end: int
-    clean: bool
+from .items import Item, ItemGap, beside, extent, items_of, round_up
 
 
 @dataclass(frozen=True)
@@ -60,6 +28,11 @@ class Instance:
 
     `middle` are the tiers between the fast one and the home tier, from above, where a machine needs them: `levels`
     plans those. A strategy sees two tiers. `engine` solves the residency programs: one of `engines.NAMES`.
+
+    `padded`: places are taken in whole blocks, of the home tier for what is at home and of the fast tier for the rest,
+    so that loads stream straight into them; `base_nbytes`, the operands and results of each step, count that padding.
+    Where that alone is more than there is room for, or all that would never have to leave if it were not, items take
+    their own bytes: what does not come in blocks is copied. No bound counts padding.
     """
 
     graph: Graph
@@ -76,11 +49,53 @@ class Instance:
     mode: str
     middle: tuple[Tier, ...] = ()
     engine: str = AUTO
+    padded: bool = True
 
     @property
     def steps(self) -> int:
         """Number of steps of a pass."""
         return len(self.order)
+
+    @cached_property
+    def operand_nbytes(self) -> tuple[int, ...]:
+        """Bytes of the operands and results of each step without padding: every plan of the order holds these."""
+        return tuple(sum(s.nbytes for s in together) for together in self._together)
+
+    @cached_property
+    def extents_nbytes(self) -> tuple[int, ...]:
+        """Bytes of the least range of addresses for the operands and results of each step (`items.extent`)."""
+        return tuple(map(extent, self._together))
+
+    @property
+    def smallest_budget(self) -> int:
+        """Bytes of the fast tier for the largest working set, each storage in whole alignments as places are chosen,
+        for the workspace and for the reserve."""
+        least = self.fast.alignment
+        sets = (sum(round_up(s.nbytes, max(s.alignment, least)) for s in together) for together in self._together)
+        return max(sets, default=0) + self.workspace_nbytes + self.fast.reserve_nbytes
+
+    @cached_property
+    def _together(self) -> list[list[Storage]]:
+        """The storages that each step touches."""
+        found: list[list[Storage]] = [[] for _ in range(self.steps)]
+        for item in self.items:
+            for t in item.touches:
+                found[t].append(self.graph.storage[item.storage])
+        return found
+
+    def alignment_of(self, item: int) -> int:
+        """What the address of an item is a multiple of. What is at home streams straight from the blocks of its tier,
+        where places are padded; what is spilled may lie anywhere, as its working sets must fit to the byte: the runtime
+        copies it where blocks do not match."""
+        found = self.items[item]
+        own = max(self.graph.storage[found.storage].alignment, self.fast.alignment)
+        return max(own, self.home.alignment) if found.homed and self.padded else own
+
+    @cached_property
+    def block_nbytes(self) -> int:
+        """The unit of addresses that serves every item, and of the parts of items."""
+        own = max((self.graph.storage[i.storage].alignment for i in self.items), default=1)
+        return max(own, self.fast.alignment, self.home.alignment if self.padded else 1)
 
     @cached_property
     def gaps(self) -> tuple[ItemGap, ...]:
@@ -135,7 +150,7 @@ class Instance:
         store = self.machine.link.get((self.fast.name, below.name))
         return ResidencyProblem(
             durations_ns=self.durations_ns,
-            base_nbytes=self.base_nbytes,
+            base_nbytes=self.operand_nbytes,
             gaps=self.solver_gaps,
             capacity_nbytes=capacity_nbytes,
             load_bytes_per_s=load.bytes_per_s,
@@ -201,11 +216,6 @@ class Instance:
         return homed + peak
 
 
-def round_up(nbytes: int, alignment: int) -> int:
-    """The next multiple of `alignment` at or above `nbytes`."""
-    return -(-nbytes // alignment) * alignment
-
-
 @without_collecting()
 def make_instance(
     graph: Graph,
@@ -224,25 +234,8 @@ def make_instance(
     order = order or tuple(op.id for op in graph.operators)
     unit = machine.units[0]
     fast = machine.tier[unit.tier]
-    *middle, home = _chain_below(graph, machine, fast)
-    uses = storage_uses(graph, order)
-    first, last = _boundary(graph, len(order))
-    items = tuple(
-        Item(
-            s.id,
-            round_up(s.nbytes, home.alignment if s.homed else max(s.alignment, fast.alignment)),
-            s.homed,
-            touches,
-            writes,
-        )
-        for s in graph.storages
-        if s.nbytes > 0 and s.id in uses
-        for touches, writes in _lives(s, uses[s.id], order, first.get(s.id, ()), last.get(s.id, ()))
-    )
-    base = [0] * len(order)
-    for item in items:
-        for t in item.touches:
-            base[t] += item.nbytes
+    *middle, home = chain_below(graph, machine, fast)
+    items = items_of(graph, order, home.alignment, fast.alignment)
     workspace = max((graph.operator[o].workspace_nbytes for o in order), default=0)
     instance = Instance(
         graph=graph,
@@ -255,77 +248,33 @@ def make_instance(
         workspace_nbytes=workspace,
         durations_ns=tuple(duration_ns(graph.operator[o], unit) for o in order),
         items=items,
-        base_nbytes=tuple(base),
+        base_nbytes=beside(items, len(order)),
         mode=mode,
         middle=tuple(middle),
         engine=engine,
     )
-    _require_working_sets(instance)
-    return instance
-
-
-def _lives(
-    storage: Storage, uses: Uses, order: tuple[str, ...], first: tuple[int, ...], last: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(touches, writes) of each time that a storage is made; one for most."""
-    touches, writes = (*first, *uses.touches, *last), uses.writes
-    anew = not storage.homed and not first and len({order[w] for w in writes}) == 1 < len(writes)
-    if not anew:
-        if touches:
-            yield tuple(sorted(set(touches))), writes
-        return
-    for begin, end in pairwise((*writes, len(order))):
-        yield tuple(sorted({t for t in touches if begin <= t < end})), (begin,)
-
-
-def _boundary(graph: Graph, steps: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Inputs are written before the first step and outputs read after the last: they count as used there."""
-    if not steps:
-        return {}, {}
-    return (
-        dict.fromkeys(graph.storages_of(graph.inputs), (0,)),
-        dict.fromkeys(graph.storages_of(graph.outputs), (steps - 1,)),
-    )
-
-
-def _chain_below(graph: Graph, machine: Machine, fast: Tier) -> tuple[Tier, ...]:
-    """The tiers below `fast`, each reached by the fastest link from the one above, down to the first that holds all.
-
-    Where that chain ends too early, the fastest tier linked to `fast` itself that holds all.
-    """
-    needed = sum(s.nbytes for s in graph.storages if s.homed)
-    chain = [fast]
-    while below := [k for k in _links_into(machine, chain[-1]) if machine.tier[k.origin] not in chain]:
-        chain.append(machine.tier[below[0].origin])
-        if chain[-1].usable_nbytes >= needed:
-            return tuple(chain[1:])
-    linked = [machine.tier[k.origin] for k in _links_into(machine, fast)]
-    for tier in linked:
-        if tier.usable_nbytes >= needed:
-            return (tier,)
-    known = {t.name: format_size(t.usable_nbytes) for t in (*linked, *chain[1:])}
-    raise InputError(
-        f"machine '{machine.name}': the weights take {format_size(needed)}, no tier linked to '{fast.name}' holds "
-        f"them ({', '.join(f'{n}: {v}' for n, v in known.items()) or 'there is none'}); give one more: --tier NAME=SIZE"
-    )
-
-
-def _links_into(machine: Machine, tier: Tier) -> list[Link]:
-    """Links into a tier, the fastest first."""
-    return sorted((k for k in machine.links if k.target == tier.name), key=lambda k: -k.bytes_per_s)
+    if instance.peak_of_all() <= instance.capacity_nbytes:
+        return instance
+    bare = items_of(graph, order)
+    bare = replace(instance, items=bare, base_nbytes=beside(bare, len(order)), padded=False)
+    streams = bare.peak_of_all() > instance.capacity_nbytes  # else nothing is loaded in a pass, with blocks or without
+    if streams and max(instance.base_nbytes) <= instance.capacity_nbytes:
+        return instance
+    _require_working_sets(bare)
+    return bare
 
 
 def _require_working_sets(instance: Instance) -> None:
-    """An operator's operands and results must fit together: below this no plan of this order exists."""
-    if not instance.steps:
+    """An operator's operands and results must fit together: below this no plan of this order exists. The budget that
+    the error names has them in whole alignments, as places are chosen."""
+    needed = max(instance.extents_nbytes, default=0)
+    if needed <= instance.capacity_nbytes:
         return
-    worst = max(range(instance.steps), key=lambda t: instance.base_nbytes[t])
-    needed = instance.base_nbytes[worst]
-    if needed > instance.capacity_nbytes:
-        smallest = needed + instance.workspace_nbytes + instance.fast.reserve_nbytes
-        raise InfeasibleError(
-            f"op '{instance.order[worst]}' needs {format_size(needed + instance.workspace_nbytes)} in tier "
-            f"'{instance.fast.name}', which holds {format_size(instance.fast.usable_nbytes)}; the smallest feasible "
-            f"budget is --tier {instance.fast.name}={smallest}",
-            smallest_nbytes=smallest,
-        )
+    worst = instance.extents_nbytes.index(needed)
+    smallest = instance.smallest_budget
+    raise InfeasibleError(
+        f"op '{instance.order[worst]}' needs {format_size(needed + instance.workspace_nbytes)} in tier "
+        f"'{instance.fast.name}', which holds {format_size(instance.fast.usable_nbytes)}; the smallest feasible "
+        f"budget is --tier {instance.fast.name}={smallest}",
+        smallest_nbytes=smallest,
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.plan import Residency
-from .instance import round_up
+from .items import round_up
 from .levels_visits import Hold
 
 Ints = NDArray[np.int64]

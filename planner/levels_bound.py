@@ -25,7 +25,7 @@ def tiered_problem(instance: Instance) -> TieredProblem:
     )
     return TieredProblem(
         durations_ns=instance.durations_ns,
-        base_nbytes=instance.base_nbytes,
+        base_nbytes=instance.operand_nbytes,
         gaps=instance.solver_gaps,
         capacities_nbytes=(instance.capacity_nbytes, *(t.usable_nbytes for t in instance.middle), None),
         links=links,

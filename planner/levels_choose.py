@@ -11,7 +11,7 @@ import numpy as np
 
 from ..solvers.residency.lp import solve_residency
 from ..solvers.residency.problem import Gap, ResidencyProblem
-from .instance import round_up
+from .items import round_up
 from .levels_arena import Times
 from .levels_visits import Parcel
 from .replay import Cacheable, Urgency, misses

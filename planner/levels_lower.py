@@ -10,7 +10,8 @@ from ..ir.chains import holds as covers
 from ..ir.machine import Tier
 from ..ir.plan import Plan, Residency, Transfer
 from ..ir.simulate import DeadlockError, Timeline, simulate
-from .instance import Instance, round_up
+from .instance import Instance
+from .items import round_up
 from .levels_arena import Settled, Times
 from .levels_choose import Level, whole_times
 from .levels_visits import parcels_of

@@ -20,6 +20,7 @@ from ..ir.sizes import format_size
 from ..solvers.ordering import Order, OrderingProblem, excess, peak, portfolio
 from ..solvers.ordering.portfolio import WINDOWS
 from .instance import Instance, make_instance
+from .items import extent
 from .stow import Stow
 from .strategies import Effort, register
 from .traffic_orders import ordering_problem
@@ -210,17 +211,17 @@ def tight_ends(instance: Instance, order: Order) -> Order:
 
 
 def _beside(instance: Instance, storages: set[str], last: int) -> list[int]:
-    """Bytes of each step's operator together with these storages, as they are first made, or last."""
+    """Bytes of addresses for each step's operator together with these storages, as they are first made, or last."""
     life: dict[str, int] = {}
     for i, item in enumerate(instance.items):
         if item.storage in storages and (last or item.storage not in life):
             life[item.storage] = i
     chosen = set(life.values())
-    found = [sum(instance.items[i].nbytes for i in chosen)] * instance.steps
-    for i, (_, nbytes, touches) in enumerate(_lives(instance)):
-        for t in touches:
-            found[t] += 0 if i in chosen else nbytes
-    return found
+    together = [[instance.graph.storage[instance.items[i].storage] for i in chosen] for _ in range(instance.steps)]
+    for i, (storage, _, touches) in enumerate(_lives(instance)):
+        for t in touches if i not in chosen else ():
+            together[t].append(instance.graph.storage[storage])
+    return [extent(storages) for storages in together]
 
 
 def feasible_instance(graph: Graph, machine: Machine, *, mode: str = "inference") -> Instance:

@@ -23,7 +23,8 @@ from functools import lru_cache
 from ..solvers.packing.problem import Body, Box, PackingProblem
 from ..solvers.packing.solve import pack
 from ..solvers.result import Status
-from .instance import Instance, round_up
+from .instance import Instance
+from .items import round_up
 from .spread import finish, spread, stretch
 from .stays import Decisions, Placed, Stay, bodies_of
 from .timetable import begin_loads, is_reserved, pending_stores, reserve, timetable
@@ -192,23 +193,15 @@ def _place_always(
     for body in bodies:
         if not all(stays[s].always for s in body):
             continue
-        base = round_up(address, _alignment(instance, stays[body[0]].item))
+        base = round_up(address, instance.alignment_of(stays[body[0]].item))
         placed += [Placed(stays[s], base + stays[s].lo, 0, instance.steps) for s in body]
         address = base + max(stays[s].hi for s in body)
-    return round_up(address, max(instance.home.alignment, instance.fast.alignment)) if placed else 0, placed
+    return round_up(address, instance.block_nbytes) if placed else 0, placed
 
 
 def _piece(stay: Stay) -> Placed:
     """A stay with the shortest interval; offset -1 until it is known."""
     return Placed(stay, -1, stay.first, stay.last + 1)
-
-
-def _alignment(instance: Instance, item: int) -> int:
-    """Weights stream straight from the blocks of their tier; what is spilled may lie anywhere, as its working sets
-    must fit to the byte: the runtime copies it where blocks do not match."""
-    storage = instance.items[item].storage
-    own = max(instance.graph.storage[storage].alignment, instance.fast.alignment)
-    return max(own, instance.home.alignment) if instance.items[item].homed else own
 
 
 @lru_cache(maxsize=8)
@@ -228,4 +221,4 @@ def _body(instance: Instance, pieces: Sequence[Placed], bottom: int, fixed: int 
         if p.start % steps + p.end - p.start > steps:
             boxes.append(Box(0, p.start % steps + p.end - p.start - steps, p.lo, p.lo + p.nbytes))
     at = None if fixed is None else fixed - bottom
-    return Body(tuple(boxes), alignment=_alignment(instance, pieces[0].stay.item), fixed=at)
+    return Body(tuple(boxes), alignment=instance.alignment_of(pieces[0].stay.item), fixed=at)

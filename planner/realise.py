@@ -8,7 +8,8 @@ from heapq import heappop, heappush
 
 from ..ir.plan import Certificate, Plan, Residency, Step, Transfer
 from ..ir.simulate import Timeline, simulate
-from .instance import Instance, round_up
+from .instance import Instance
+from .items import round_up
 from .stays import Placed
 
 PARTS = 200
@@ -155,6 +156,6 @@ def _as_available(instance: Instance, plan: Plan, timeline: Timeline, longest_ns
 
 def _parts(instance: Instance, t: Transfer, number: int) -> list[Transfer]:
     """A transfer in about equal parts of whole blocks."""
-    unit = max(instance.home.alignment, instance.fast.alignment)
+    unit = instance.block_nbytes
     size = round_up(-(-t.nbytes // number), unit)
     return [replace(t, lo=lo, hi=min(lo + size, t.hi)) for lo in range(t.lo, t.hi, size)]

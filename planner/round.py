@@ -74,7 +74,7 @@ def fluid(
     kept: dict[tuple[int, int], int] = {}
     for g, gap in enumerate(instance.gaps):
         nbytes = instance.items[gap.item].nbytes
-        unit = max(instance.home.alignment, instance.fast.alignment)
+        unit = instance.block_nbytes
         stays = int((1.0 - absent[g]) * nbytes) // unit * unit
         if absent[g] * nbytes < min(least_nbytes, nbytes / 2):
             continue
@@ -127,7 +127,7 @@ def fill(
     wanted = sum((1.0 - absent[g]) * items[gaps[g].item].nbytes for g in range(len(gaps)) if gaps[g].clean)
     kept = sum(items[gaps[g].item].nbytes for g in range(len(gaps)) if gaps[g].clean and g not in evicted)
     room = capacity_nbytes - int(kept_profile(instance, evicted).max(initial=0))
-    unit = instance.home.alignment
+    unit = instance.block_nbytes
     spare = int(min(wanted - kept, room)) // unit * unit
     if spare <= 0 or not alone:
         return {}

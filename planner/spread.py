@@ -102,7 +102,7 @@ class Yard:
         self.clock = clock
         self.steps = instance.steps
         self.bottom, self.top = bottom, instance.capacity_nbytes
-        self.alignment = max(instance.home.alignment, instance.fast.alignment)
+        self.alignment = instance.block_nbytes
         self.bytes_per_ns = instance.machine.link[instance.home.name, instance.fast.name].bytes_per_s / 1e9
         self.rule = _RULES[landing]
         self.least_nbytes = worth_moving(instance)

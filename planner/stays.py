@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate, pairwise
 
-from .instance import Instance, Item
+from .instance import Instance
+from .items import Item
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from typing import ClassVar
 from ..ir.errors import TimeLimitError
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
-from .instance import Instance, round_up
+from .instance import Instance
+from .items import round_up
 from .realise import realise
 from .stays import Placed, Stay, make_stays
 from .strategies import Effort, register
@@ -132,11 +133,8 @@ def allocate(instance: Instance, stays: list[Stay]) -> list[Placed] | None:
     placed: list[Placed] = []
     for stay in sorted(stays, key=lambda s: (not s.always, -s.nbytes, s.first, s.item)):
         own = Placed(stay, -1, stay.first, steps if stay.always else stay.last + 1)
-        item = instance.items[stay.item]
-        alignment = max(instance.graph.storage[item.storage].alignment, instance.fast.alignment)
-        alignment = max(alignment, instance.home.alignment) if item.homed else alignment
         around = sorted((p for p in placed if _meet(p, own, steps)), key=lambda p: p.offset)
-        own.offset = _best_fit(around, own.nbytes, alignment)
+        own.offset = _best_fit(around, own.nbytes, instance.alignment_of(stay.item))
         if own.offset + own.nbytes > instance.capacity_nbytes:
             return None
         placed.append(own)

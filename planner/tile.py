@@ -85,7 +85,7 @@ def smallest_budget(lowered: Lowered, machine: Machine) -> int:
     roomy = replace(machine, tiers=tuple(replace(t, capacity_nbytes=1 << 60) for t in machine.tiers))
     whole = make_instance(lowered.graph, roomy)
     reserve = machine.tier[tier].reserve_nbytes
-    low, high = reserve + 1, max(whole.base_nbytes, default=0) + whole.workspace_nbytes + reserve
+    low, high = reserve + 1, whole.smallest_budget
     while high - low > 4096:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)

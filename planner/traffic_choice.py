@@ -28,7 +28,8 @@ from ..solvers.builder import ProgramBuilder
 from ..solvers.exact.digits import unit_of
 from ..solvers.linear import Highs, LinearProgram, safe_bound
 from ..solvers.result import Result, Status
-from .instance import Instance, ItemGap
+from .instance import Instance
+from .items import ItemGap
 
 LARGEST_UNITS = 1 << 30
 """Sums up to here are HiGHS's to compare: its floats tell single units apart. Larger ones go to CP-SAT's integers."""
@@ -226,7 +227,7 @@ def _by_cpsat(
             model.add_hint(variable, value)
     solver = api.CpSolver()
     solver.parameters.num_workers = 2
-    solver.parameters.random_seed = seed
+    solver.parameters.random_seed = seed % 2**31
     solver.parameters.max_time_in_seconds = max(0.1, time_limit_s - (time.monotonic() - began))
     model.minimize(moved)
     state = solver.solve(model)

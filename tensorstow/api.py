@@ -187,8 +187,9 @@ def apply(
     """What runs `plan`, its memory filled and ready.
 
     For an ONNX file: an `Applied`; `model` says where the file lies if it moved. For a PyTorch module: the module
-    itself, called as before, whose weights now live where the plan puts them; its `tensorstow` attribute has
-    statistics and `close`. A plan made from 'hf:DIR' or a callable makes its module again, or takes the one given.
+    itself, called as before, whose weights now live where the plan puts them, also for whoever else holds them; its
+    `tensorstow` attribute has statistics, `close`, and `give_back`, which leaves a module that was in memory as it was.
+    So does a failure. A plan made from 'hf:DIR' or a callable makes its module again, or takes the one given.
 
     For a plan of mode 'training': the step. `loss = step(*batch)`; where it was planned with an optimizer, that is all
     of it, else `loss.backward()` and an update of your own follow. `loss` and `optimizer` are by default those that it

@@ -12,7 +12,7 @@ import typer
 from . import cli_compare, cli_doctor, cli_experts, cli_machine, cli_pack, cli_plan, cli_show, console
 from ._version import __version__
 from .cli_options import app
-from .ir.errors import TensorstowError
+from .ir.errors import InputError, TensorstowError
 
 __all__ = [
     "app",
@@ -42,6 +42,11 @@ def run_cli(arguments: list[str]) -> int:
     try:
         app(args=arguments, prog_name="tensorstow")
     except SystemExit as stop:
+        if not _by_the_parser(stop):
+            said = f"the model's own code ended the process: SystemExit: {stop.code}{_line_of(stop)}"
+            console.done()
+            console.error(f"{said}; it must return", InputError.exit_status, as_json=wants_json)
+            return InputError.exit_status
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if status == USAGE and wants_json:  # typer has said on stderr what is wrong
             console.print_json({"error": "wrong usage; stderr says what", "exit_status": USAGE})
@@ -60,6 +65,17 @@ def run_cli(arguments: list[str]) -> int:
         console.error(f"internal error: {type(error).__name__}: {error}; please report it", 1, as_json=wants_json)
         return 1
     return 0
+
+
+def _by_the_parser(stop: SystemExit) -> bool:
+    """Whether typer ended the command, as it ends each, and not a module that was being traced or run."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(stop.__traceback__)]
+    return frames[-1].partition(".")[0] in ("typer", "click")
+
+
+def _line_of(stop: SystemExit) -> str:
+    last = traceback.extract_tb(stop.__traceback__)[-1]
+    return f" ({last.filename}, line {last.lineno})"
 
 
 def _version(wanted: bool) -> None:

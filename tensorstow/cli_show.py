@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .cli_options import PlanPath, app, check_output
+from .cli_options import Json, PlanPath, app, check_output
 from .ir.sizes import format_size
 
 File = Path | None
@@ -33,10 +33,11 @@ def show(
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="S", min=0.1, help="Seconds for each upgrade that the page tells.")
     ] = 5.0,
+    as_json: Json = False,
 ) -> None:
     """Show a plan: what it promises, a map of the memory over time, and who waits for what."""
     from .executors import read_sound
-    from .show import print_show
+    from .show import print_show, show_facts
 
     wanted = [p for p in (html, picture, trace, memory_viz) if p is not None]
     for path in wanted:
@@ -64,7 +65,9 @@ def show(
 
         write_snapshot(file, memory_viz)
     console.done()
-    if not wanted:
+    if as_json:
+        console.print_json(show_facts(file))
+    elif not wanted:
         print_show(file)
     for path in wanted:
         console.note(f"{path}: {format_size(path.stat().st_size)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .ir.errors import InputError, TensorstowError
+from .ir.errors import ExecutionError, InputError, TensorstowError
 from .ir.paths import cache_dir
 from .ir.sizes import format_size
 from .needs import require_torch
@@ -152,14 +152,17 @@ def _memory() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     from .runtime.directio import DirectFile
 
-    folder = cache_dir()
-    free = shutil.disk_usage(folder).free
+    remedy = "set TENSORSTOW_CACHE to a folder that can be written"
     try:
+        folder = cache_dir()
+    except ExecutionError as error:
+        yield Finding("disk", State.BROKEN, str(error.__cause__ or error), remedy)
+        return
+    try:
+        free = shutil.disk_usage(folder).free
         file = DirectFile.scratch(folder, 1 << 20)
     except (OSError, TensorstowError) as error:
-        yield Finding(
-            "disk", State.BROKEN, f"{folder}: {error}", "set TENSORSTOW_CACHE to a folder that can be written"
-        )
+        yield Finding("disk", State.BROKEN, f"{folder}: {error}", remedy)
         return
     direct = file.direct
     file.close()
@@ -173,11 +176,13 @@ def _profile() -> Iterator[Finding]:
     from .runtime.calibrate import host_fingerprint
 
     remedy = "the first plan measures it, or: tensorstow machine calibrate"
-    if not host_profile_path().exists():
-        yield Finding("calibration", State.LACKS, "this box has not been measured", remedy)
-        return
     try:
+        if not host_profile_path().exists():
+            yield Finding("calibration", State.LACKS, "this box has not been measured", remedy)
+            return
         machine = load_machine("host")
+    except ExecutionError:
+        return  # there is no cache to keep a profile in, and that is said of the disk
     except TensorstowError as error:
         yield Finding("calibration", State.BROKEN, str(error), "tensorstow machine calibrate")
         return
@@ -211,11 +216,11 @@ def _compiler() -> Iterator[Finding]:
         require_torch("the allocator")
     except InputError:
         return  # it is one for PyTorch, and that this lacks is said
-    from .runtime.training.allocator_build import NativeUnavailableError, native_library
+    from .runtime.training.allocator_build import native_library
 
     try:
         native_library()
-    except NativeUnavailableError as error:
+    except ExecutionError as error:
         yield Finding("compiler", State.LACKS, str(error), "training plans run with copies in its place, and slower")
     else:
         yield Finding("compiler", State.FINE, "the allocator for training is compiled")

@@ -94,7 +94,7 @@ def analyse(
         return Analysis(trace, warm_prompts, cold, rows, found, segments, layers)
     progress("replaying with time", 0.0)
     timed = max(1, min(stall_tokens, trace.tokens - start))
-    stall = stall_rows(trace, capacities, link, warm_tokens=trace.tokens - timed)
+    stall = stall_rows(trace, capacities, link, warm_tokens=trace.tokens - timed, cold=cold)
     return Analysis(trace, warm_prompts, cold, rows, found, segments, layers, stall, timed)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from rich.markup import escape
 
 from .console import out, percent
 from .ir.check import check
+from .ir.codec import to_json
 from .ir.files import PlanFile
 from .ir.graph import StorageKind
 from .ir.plan import Plan, Residency
@@ -41,6 +44,35 @@ def print_show(file: PlanFile) -> None:
     _print_lanes(plan, timeline)
     _print_waits(plan, timeline)
     _print_largest(file, tier)
+
+
+def show_facts(file: PlanFile) -> dict[str, Any]:
+    """The JSON object of `show --json`: what the plan promises, what the checker says, and who waits for what."""
+    plan, graph = file.plan, file.graph
+    timeline = simulate(plan, graph, file.machine)
+    waits = [
+        {"step": s.step, "op": plan.steps[s.step].op, "wait_s": s.wait_ns / 1e9, "transfer": s.waited_for}
+        for s in timeline.steps
+        if s.wait_ns > 0
+    ]
+    return {
+        **to_json(plan.certificate),
+        "gap": plan.certificate.gap,
+        "graph": {
+            "name": graph.name,
+            "ops": len(graph.operators),
+            "tensors": len(graph.tensors),
+            "nbytes": graph.nbytes,
+        },
+        "machine": file.machine.name,
+        "mode": plan.mode,
+        "strategy": plan.strategy,
+        "steps": len(plan.steps),
+        "transfers": len(plan.transfers),
+        "wait_s": timeline.wait_ns / 1e9,
+        "waits": waits,
+        "violations": [{"kind": v.kind, "message": v.message} for v in check(plan, graph, file.machine)],
+    }
 
 
 def _print_promise(file: PlanFile) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,8 @@ RELATIVE_TOLERANCE = 1e-3
 @dataclass(frozen=True, slots=True)
 class Verification:
     """`bit_identical`: to our executor with everything resident and nothing split. `max_abs_err`: the largest
-    difference from the whole-model session named in `reference`; `within_tolerance` judges it."""
+    difference from the whole-model session named in `reference`, infinite (in JSON null) where there is no number for
+    it; `within_tolerance` judges it."""
 
     bit_identical: bool
     max_abs_err: float
@@ -36,7 +38,7 @@ class Verification:
         """As `run --json` has it."""
         return {
             "bit_identical": self.bit_identical,
-            "max_abs_err": self.max_abs_err,
+            "max_abs_err": self.max_abs_err if isfinite(self.max_abs_err) else None,
             "within_tolerance": self.within_tolerance,
             "tolerance": RELATIVE_TOLERANCE,
             "reference": self.reference,
@@ -121,23 +123,43 @@ def _whole_session(file: PlanFile, model: Path | None, inputs: Arrays) -> dict[s
 
 
 def _same_bits(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype.kind != "O":
-        left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
-        return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
-    return repr(a) == repr(b)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        if a.dtype.kind == "O":  # text
+            return a.tolist() == b.tolist()
+        return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):  # of a sequence each tensor
+        left, right = cast("Sequence[Any]", a), cast("Sequence[Any]", b)
+        return len(left) == len(right) and all(map(_same_bits, left, right))
+    if isinstance(a, dict) and isinstance(b, dict):
+        here, there = cast("dict[Any, Any]", a), cast("dict[Any, Any]", b)
+        return here.keys() == there.keys() and all(_same_bits(here[k], there[k]) for k in here)
+    return type(a) is type(b) and repr(a) == repr(b)
 
 
 def _difference(expected: Any, found: Any) -> tuple[float, float]:
     """Largest absolute difference, and the largest allowed one; equal infinities and NaNs in equal places are equal."""
-    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
-        return (0.0 if _same_bits(expected, found) else float("inf")), 0.0
+    if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
+        left, right = cast("Sequence[Any]", expected), cast("Sequence[Any]", found)
+        if len(left) != len(right):
+            return inf, 0.0
+        pairs = [_difference(a, b) for a, b in zip(left, right, strict=True)]
+        return max((d for d, _ in pairs), default=0.0), max((allowed for _, allowed in pairs), default=0.0)
+    if not isinstance(expected, np.ndarray) or not _real(expected.dtype) or expected.size == 0:
+        return (0.0 if _same_bits(expected, found) else inf), 0.0
     a, b = expected.astype(np.float64), np.asarray(found).astype(np.float64)
     if a.shape != b.shape:
-        return float("inf"), 0.0
+        return inf, 0.0
     equal = (a == b) | (np.isnan(a) & np.isnan(b))
     finite = np.isfinite(a)
     largest = float(np.abs(a[finite]).max(initial=0.0))
     if equal.all():
         return 0.0, RELATIVE_TOLERANCE * largest
     difference = np.abs(a - b)[~equal]
-    return float(np.nan_to_num(difference, nan=np.inf).max()), RELATIVE_TOLERANCE * largest
+    return float(np.where(np.isnan(difference), inf, difference).max()), RELATIVE_TOLERANCE * largest
+
+
+def _real(dtype: np.dtype[Any]) -> bool:
+    """Whether its elements are real numbers; bfloat16 and other types that NumPy does not know itself are of kind V."""
+    return dtype.kind in "fiub" or (dtype.kind == "V" and dtype.names is None and np.can_cast(dtype, np.float64))

@@ -55,11 +55,11 @@ def test_every_command_and_option_exists(cli: Cli) -> None:
         "plan": "--machine --tier --dim --mode --strategy --profile --time-limit --process-limit -o --json",
         "run": "--model --input --repeat --verify --json",
         "compare": "--machine --tier --dim --mode --profile --time-limit --strategies --json",
-        "show": "",
+        "show": "--html --trace --json",
         "machine": "list show calibrate",
-        "machine list": "",
-        "machine show": "",
-        "machine calibrate": "-o",
+        "machine list": "--json",
+        "machine show": "--json",
+        "machine calibrate": "-o --json",
         "pack": "--capacity --time-limit -o --json",
     }
     for command, options in contract.items():
@@ -251,6 +251,15 @@ def test_show(cli: Cli, plan: Path) -> None:
     said = cli("show", plan)
     for words in ("strategy stow", "nothing wrong", "memory of dram", "timeline", "compute", "largest tensors"):
         assert words in said.out
+
+
+def test_show_as_json(cli: Cli, plan: Path, tmp_path: Path) -> None:
+    facts = cli("show", plan, "--json").json
+    assert facts["violations"] == []
+    assert facts["gap"] == pytest.approx(facts["simulated_s"] / facts["bound_s"] - 1)
+    assert facts["wait_s"] == pytest.approx(sum(w["wait_s"] for w in facts["waits"]))
+    assert cli("show", plan, "--json", "--trace", tmp_path / "trace.json").json == facts
+    assert (tmp_path / "trace.json").exists()
 
 
 def test_a_pipe_that_closes_early(plan: Path) -> None:

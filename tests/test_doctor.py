@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,3 +50,16 @@ def test_a_missing_package_ends_with_status_1(cli: Cli, monkeypatch: pytest.Monk
     (pulp,) = [f for f in facts["findings"] if f["subject"] == "pulp"]
     assert pulp["state"] == "broken"
     assert "pip install pulp" in pulp["advice"]
+
+
+def test_a_cache_that_cannot_be_made_is_a_finding(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    for path in (plain, plain / "below"):
+        monkeypatch.setenv("TENSORSTOW_CACHE", str(path))
+        said = cli("doctor", "--json")
+        assert said.status == 1
+        (disk,) = [f for f in said.json["findings"] if f["subject"] == "disk"]
+        assert disk["state"] == "broken"
+        assert str(path) in disk["text"]
+        assert "TENSORSTOW_CACHE" in disk["advice"]

@@ -65,6 +65,32 @@ def test_time_is_replayed_on_demand(cli: Cli, trace: Path) -> None:
     assert rows["bound"]["stall_ms"] <= rows["known routes"]["stall_ms"] <= rows["lru on demand"]["stall_ms"]
 
 
+def test_time_with_caches_that_are_emptied(cli: Cli, trace: Path) -> None:
+    words = ("experts", trace, "--experts", 8, "--cache", 8, "--policies", "lru", "--load-ms", 0.5, "--json")
+    kept, emptied = (
+        {row["schedule"]: row for row in cli(*words, *more).json["stall"]}["lru on demand"]
+        for more in ((), ("--cold",))
+    )
+    assert emptied["demanded"] > kept["demanded"]
+
+
+def test_numbers_beyond_the_trace_mean_all_of_it(cli: Cli, trace: Path) -> None:
+    """A cache larger than a layer, and a window longer than any prompt."""
+    words = ("experts", trace, "--experts", 8, "--json", "--load-ms", 0.5, "--timed-tokens", 40, "--seed", -1)
+    huge = 10**20
+    most, beyond = (cli(*words, "--cache", c, "--window", f"{w},4") for c, w in ((16, 1000), (huge, huge)))
+    assert beyond.status == 0, beyond.err
+    rates = [
+        {row["policy"]: (row["hit_rate"], row["loads_per_token"]) for row in s.json["rows"]} for s in (most, beyond)
+    ]
+    assert rates[0] == rates[1]
+    assert {row["cache"] for row in beyond.json["rows"]} == {huge}
+    assert beyond.json["srp"][str(huge)] == 0.0
+    assert beyond.json["sch"][str(huge)][str(huge)] == most.json["sch"]["1000"]["16"]
+    waits = [{row["schedule"]: row["stall_ms"] for row in s.json["stall"]} for s in (most, beyond)]
+    assert waits[0] == pytest.approx(waits[1])
+
+
 def test_a_cache_below_one_token_is_told_what_would_do(cli: Cli, trace: Path) -> None:
     said = cli("experts", trace, "--experts", 8, "--cache", "4,1", "--json")
     assert said.status == 3

@@ -33,3 +33,16 @@ def test_machines(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         said = cli("machine", "calibrate", "-o", wrong)
         assert said.status == 2
         assert f"cannot write {wrong}" in " ".join(said.err.split())
+
+
+def test_profiles_as_json(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorstow.runtime import calibrate
+    from tests.conftest import host_machine
+
+    listed = cli("machine", "list", "--json").json["machines"]
+    shown = cli("machine", "show", "h100", "--json").json
+    assert shown in listed
+    assert ts.Machine.load("h100").tier["hbm"].capacity_nbytes in [t["capacity_nbytes"] for t in shown["tiers"]]
+    monkeypatch.setattr(calibrate, "calibrate", lambda **_: host_machine())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setenv("TENSORSTOW_CACHE", str(tmp_path / "cache"))
+    assert cli("machine", "calibrate", "--json").json["name"] == "host"

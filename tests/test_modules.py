@@ -155,6 +155,28 @@ def test_what_is_no_module_is_told(cli: Cli, script: Path, model: str, words: st
 
 
 @pytest.mark.usefixtures("no_measuring")
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise SystemExit(0)", "raised SystemExit: 0"),
+        ("    sys.exit(0)", "raised SystemExit: 0"),
+        (
+            "    return Net(), torch.ones(2)\n"
+            "class Net(torch.nn.Module):\n    def forward(self, x):\n        sys.exit(0)",
+            "the model's own code ended the process: SystemExit: 0",
+        ),
+    ],
+)
+def test_a_model_that_ends_the_process_is_an_error(cli: Cli, tmp_path: Path, body: str, words: str) -> None:
+    """When its file is loaded, when it is made, and when it is traced."""
+    path = tmp_path / "ending.py"
+    path.write_text("import sys, torch\n" + ("def make():\n" if body[0] == " " else "") + body + "\n")
+    said = cli("plan", f"{path}:make", "--machine", "h100", "--json")
+    assert said.status == 2
+    assert words in said.json["error"]
+    assert said.json["exit_status"] == 2
+
+
 def test_too_little_memory_says_what_is_enough(cli: Cli, script: Path) -> None:
     said = cli("plan", f"{script}:make", "--tier", "dram=200KiB", "--json")
     assert said.status == 3

@@ -67,6 +67,9 @@ def layer_summaries(trace: Trace) -> tuple[LayerSummary, ...]:
 
 def window_summary(trace: Trace, m: int) -> Window:
     """SRP(m) and the working set of `m` tokens. Windows lie within prompts. Raises ValueError for m < 1."""
+    if m > int(np.diff(trace.offsets).max()):
+        nothing = (0.0,) * trace.layers
+        return Window(m, 0, 0.0, nothing, 0.0, nothing)
     histograms = count_windows(trace.requests(cold=True), m)
     pairs = int(histograms[0].sum())
     sets = tuple(working_set(h, trace.experts) for h in histograms)
@@ -82,4 +85,4 @@ def window_summary(trace: Trace, m: int) -> Window:
 
 def sch(trace: Trace, m: int, capacity: int, *, cold: bool = False, warm_tokens: int = 0) -> float:
     """SCH(m, C): the hit rate of a cache, filled on demand, that keeps the C experts most used in the next m tokens."""
-    return replay_segment(trace.requests(cold=cold), capacity, m).hit_rate(slice(warm_tokens, None))
+    return replay_segment(trace.requests(cold=cold), capacity, min(m, trace.tokens)).hit_rate(slice(warm_tokens, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from ...ir.errors import InputError
 from ...solvers.caching.problem import Requests
@@ -41,22 +42,31 @@ class LinkModel:
 
 
 def stall_rows(
-    trace: Trace, caches: tuple[int, ...], link: LinkModel, *, warm_tokens: int, time_limit_s: float = 60.0
+    trace: Trace,
+    caches: tuple[int, ...],
+    link: LinkModel,
+    *,
+    warm_tokens: int,
+    cold: bool = False,
+    time_limit_s: float = 60.0,
 ) -> tuple[StallRow, ...]:
     """Replay with time at each capacity, counting from token `warm_tokens` on; the bound knows all routes.
 
+    `cold`: caches are empty at the start of every prompt.
+
     Raises InputError where nothing is left to count, InfeasibleError for a capacity below a set.
     """
-    if link.load_ms <= 0 or link.compute_ms < 0:
+    if not (0 < link.load_ms < inf and 0 <= link.compute_ms < inf):  # nor what is no number
         raise InputError(f"a load of {link.load_ms} ms and a layer of {link.compute_ms} ms: give times above 0")
     if not 0 <= warm_tokens < trace.tokens:
         raise InputError(f"{warm_tokens} tokens only warm up, of {trace.tokens}; leave at least one to count")
-    requests = trace.requests()
+    requests = trace.requests(cold=cold)
+    begins = None if requests.begins is None else requests.begins[warm_tokens:]
     found: list[StallRow] = []
     for cache in caches:
         trace.check_capacity(cache)
         pace = Pace(link.load_ms * 1e6, link.compute_ms * 1e6, warm_tokens)
-        counted = Requests(requests.ids[warm_tokens:], requests.sizes)
+        counted = Requests(requests.ids[warm_tokens:], requests.sizes, begins=begins)
         bound = stall_bound(
             counted, cache, Links(pace.load_ns), pace.compute_ns, warm=warm_tokens > 0, time_limit_s=time_limit_s
         ).stall_ns

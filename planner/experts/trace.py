@@ -29,6 +29,8 @@ from ...solvers.caching.problem import NONE, Ids, Ints, Requests
 
 ARRAYS = ("experts", "offsets", "dataset", "gate_probs_u8", "gates", "expert_nbytes")
 """What is read of the file."""
+LARGEST_SUM = 1 << 60
+"""Bytes of all experts together, an exbibyte, that are counted with: a few times as many are still 64 bits."""
 MOST_NBYTES = 1 << 30
 """The longest trace that is read, unpacked. A billion ids of one byte: months of tokens; in numbers of eight bytes, as
 they are looked at, it fits the memory of a workstation."""
@@ -247,6 +249,12 @@ def _sizes(path: Path, arrays: dict[str, NDArray[Any]], ids: Ids, experts: int) 
         )
     if int(found.min()) < 1:
         raise InputError(f"{path}: 'expert_nbytes' holds {found.min()}; an expert has at least one byte")
+    total = sum(int(size) for size in found.flat)
+    if total > LARGEST_SUM:
+        raise InputError(
+            f"{path}: 'expert_nbytes' adds up to {total} bytes, more than the {LARGEST_SUM} that are counted with; "
+            "give sizes in bytes"
+        )
     return found.astype(np.int64)
 
 

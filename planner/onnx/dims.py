@@ -8,6 +8,9 @@ from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto
 
 from ...ir.errors import InputError
 
+LARGEST = 2**63 - 1
+"""A dimension is a whole number of 64 bits with a sign."""
+
 
 def set_dims(model: ModelProto, dims: Mapping[str, int]) -> None:
     """Give every symbolic dimension of the inputs of `model`, in place, the size that `dims` names.
@@ -25,6 +28,8 @@ def set_dims(model: ModelProto, dims: Mapping[str, int]) -> None:
     for name, size in dims.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"dimension '{name}' is set to {size!r}; it must be a whole number, 0 or more")
+        if size > LARGEST:
+            raise InputError(f"dimension '{name}' is set to {size}; ONNX holds dimensions up to {LARGEST}")
     unset, known = _fix_inputs(graph, dims)
     unknown = [n for n in dims if n not in known]
     if unknown:

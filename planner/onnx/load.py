@@ -167,6 +167,8 @@ def _checked(tensor: TensorProto, folder: Path) -> Source | None:
     if tensor.data_location != TensorProto.EXTERNAL:
         if tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
             raise InputError(f"tensor '{name}' of shape {list(shape)} needs {wanted} bytes, has {len(tensor.raw_data)}")
+        if not tensor.HasField("raw_data"):
+            _check_typed(tensor, name, wanted)
         return None
     entries = {e.key: e.value for e in tensor.external_data}
     path = _inside(name, entries.get("location", ""), folder)
@@ -184,6 +186,20 @@ def _checked(tensor: TensorProto, folder: Path) -> Source | None:
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     return Source(path, offset, length)
+
+
+def _check_typed(tensor: TensorProto, name: str, wanted_nbytes: int) -> None:
+    """The field for the tensor's type holds one entry an element, of packed types one a byte, of complex ones two."""
+    kind = tensor.data_type
+    wanted = wanted_nbytes if element_bits(kind) < 8 else prod(tensor.dims)
+    wanted *= 2 if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
+    field = onnx.helper.tensor_dtype_to_field(kind)
+    found = len(getattr(tensor, field))
+    if found != wanted:
+        raise InputError(
+            f"tensor '{name}' of shape {list(tensor.dims)} needs {wanted} entries of {field}, has {found}; the file is "
+            "damaged, or was not written as ONNX says"
+        )
 
 
 def _number(name: str, entries: dict[str, str], key: str, default: int) -> int:

@@ -8,7 +8,7 @@ from math import sqrt
 from ...solvers.heap import Heap
 from ..instance import Instance
 from ..stays import Decisions, Placed, Stay, make_stays
-from .common import Proposal, alignment_of, load_link, payload_nbytes, store_link, use_blocks
+from .common import Proposal, load_link, payload_nbytes, store_link, use_blocks
 from .intervals import Clock, CopyResource, Ratios, eviction_end, prefetch_starts
 
 
@@ -175,7 +175,7 @@ class Assignment:
             if any(self.clock.elapsed(e + 1, b.first) >= self.most_ns for e, b in zip(ends, blocks, strict=True)):
                 return False
         nbytes = self.instance.items[item].nbytes
-        offset = self.heap.best_fit(0, steps, nbytes, alignment_of(self.instance, item))
+        offset = self.heap.best_fit(0, steps, nbytes, self.instance.alignment_of(item))
         if offset is None:
             return False
         self._take(item, draft, 0, steps, offset)
@@ -232,7 +232,7 @@ class Assignment:
     def _open(self, item: int, draft: _Draft, start: int, order: list[tuple[Stay, int]]) -> bool:
         """A run from `start` through the first block, in the chunk that is free until the latest possible block
         (`FindBestChunkCandidate`)."""
-        nbytes, alignment = self.instance.items[item].nbytes, alignment_of(self.instance, item)
+        nbytes, alignment = self.instance.items[item].nbytes, self.instance.alignment_of(item)
         for block, shift in reversed(order):
             if block.last + 1 + shift - start > self.instance.steps:
                 continue

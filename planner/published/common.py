@@ -9,7 +9,8 @@ from ...ir.errors import InfeasibleError, TimeLimitError
 from ...ir.machine import Link
 from ...ir.plan import Plan
 from ..fit import fit
-from ..instance import Instance, ItemGap
+from ..instance import Instance
+from ..items import ItemGap
 from ..place import place
 from ..realise import realise
 from ..stays import Decisions, Placed, Stay, make_stays
@@ -43,12 +44,6 @@ def use_blocks(instance: Instance) -> list[Stay]:
 def payload_nbytes(instance: Instance, item: int) -> int:
     """Bytes that a copy of the item moves."""
     return instance.graph.storage[instance.items[item].storage].nbytes
-
-
-def alignment_of(instance: Instance, item: int) -> int:
-    """Bytes that an address of the item must be a multiple of: homed items stream from blocks of the home tier."""
-    own = max(instance.graph.storage[instance.items[item].storage].alignment, instance.fast.alignment)
-    return max(own, instance.home.alignment) if instance.items[item].homed else own
 
 
 def plan_of(instance: Instance, effort: Effort, name: str, propose: Callable[[int], Proposal | None]) -> Plan:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...solvers.builder import Columns, ProgramBuilder
 from ...solvers.linear import solve_highs
-from ..instance import Instance, ItemGap
+from ..instance import Instance
+from ..items import ItemGap
 from ..stays import make_stays
 from .common import load_link, payload_nbytes, removable_gaps, store_link
 

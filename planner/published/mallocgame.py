@@ -12,7 +12,7 @@ from ...solvers.mallocsearch import play_game
 from ..instance import Instance
 from ..stays import Decisions, Placed, Stay, make_stays
 from ..strategies import Effort, register
-from .common import Proposal, alignment_of, load_link, payload_nbytes, plan_of, store_link, use_blocks
+from .common import Proposal, load_link, payload_nbytes, plan_of, store_link, use_blocks
 
 
 @register
@@ -55,7 +55,7 @@ def make_game(instance: Instance, blocks: list[Stay], capacity_nbytes: int) -> M
     def buffer(i: int) -> Buffer:
         item, nbytes = instance.items[i], payload_nbytes(instance, i)
         store_ns = store.busy_ns(nbytes) if store is not None else 0
-        return Buffer(item.nbytes, alignment_of(instance, i), load.busy_ns(nbytes), store_ns, item.homed)
+        return Buffer(item.nbytes, instance.alignment_of(i), load.busy_ns(nbytes), store_ns, item.homed)
 
     seen: set[int] = set()
     uses: list[Use] = []

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...ir.graph import Operator
+from ...ir.operators import is_random, is_turn
 from ...solvers.residency.recompute_cut import INFINITE, Network, minimum_cut, reaching
-from ..recompute_orders import Flow, is_random, is_turn
+from ..recompute_orders import Flow
 
 _LISTED = """
     abs acos acosh add addcmul alias amax any arange argmax as_strided asin asinh atan atan2 atanh bitwise_not

@@ -206,7 +206,7 @@ class _Sizes:
         tier = machine.units[0].tier
         posed = make_instance(found.graph, machine.with_capacity({tier: 1 << 60}))
         resident = sum(-(-i.nbytes // BLOCK) * BLOCK for i in posed.items)
-        return cls(resident + posed.workspace_nbytes, max(posed.base_nbytes, default=0) + posed.workspace_nbytes)
+        return cls(resident + posed.workspace_nbytes, posed.smallest_budget - posed.fast.reserve_nbytes)
 
 
 def smallest_caching(layers: Sequence[Routed]) -> ExpertCaching | None:

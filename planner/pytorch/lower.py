@@ -218,7 +218,7 @@ class _Lowering:
             strides=None if is_row_major(shape, strides) else strides,
             nbytes=self.storages[storage].nbytes,
             is_buffer=held.is_buffer,
-            dense=is_dense(shape, strides),
+            dense=is_dense(shape, strides) and not value.is_conj() and not value.is_neg(),
             written=storage in self.writes,
         )
 

@@ -23,7 +23,7 @@ class Weight:
     """A parameter or buffer as a storage of the graph; `names` are its qualified names, several where it is tied.
 
     `strides`, in elements, are None for a dense row-major tensor. `dense` says that its elements fill its bytes, in
-    whatever order. `written` says that an operator of the pass changes it.
+    whatever order, and are what these say (no lazy conjugate). `written` says that an operator of the pass changes it.
     """
 
     names: tuple[str, ...]

@@ -90,7 +90,9 @@ def _sites(found: ModuleLowered, lowered: OpLowered, module: nn.Module) -> list[
             parts.setdefault(storage, []).append(op)
     sites: list[_Site] = []
     for op in lowered.graph.operators:
-        storage = lowered.graph.tensor[op.inputs[1]].storage if op.op_type == LINEAR else None
+        # What is named twice is an input once: `linear(x, x)` has no second one, and no weight that is read by itself.
+        divisible = op.op_type == LINEAR and len(op.inputs) > 1
+        storage = lowered.graph.tensor[op.inputs[1]].storage if divisible else None
         readers = parts.get(storage or "", [])
         if storage is None or reads[storage] != 1 or len(readers) != 1:
             continue

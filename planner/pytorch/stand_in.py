@@ -39,7 +39,8 @@ def _bytes_of(value: torch.Tensor) -> object:
     """Equal for two tensors that are the same elements of the same memory."""
     if value.is_meta or value.layout is not torch.strided or isinstance(value, FakeTensor) or not value.data_ptr():
         return id(value)
-    return value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+    place = value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+    return *place, value.is_conj(), value.is_neg()
 
 
 def device_of(held: tuple[Held, ...], inputs: list[torch.Tensor], name: str) -> torch.device:

@@ -41,7 +41,7 @@ def replay_advised(requests: Requests, capacity: int | Ints, bits: Bits, *, seed
     if bits.shape != requests.ids.shape:
         raise ValueError(f"bits {bits.shape} and ids {requests.ids.shape} have different shapes")
     limits = requests.capacities(capacity)
-    hits, loaded = _replay(requests.ids, requests.sizes, limits, requests.resets(), bits, seed)
+    hits, loaded = _replay(requests.ids, requests.sizes, limits, requests.resets(), bits, seed % 2**31)
     return Outcome(hits, asked(requests), loaded, np.zeros_like(loaded))
 
 

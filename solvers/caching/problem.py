@@ -79,7 +79,12 @@ class Requests:
         return np.array([_set_sizes(self, c).max(initial=0) for c in range(self.caches)], dtype=np.int64)
 
     def capacities(self, capacity: int | Ints) -> Ints:
-        """One capacity for each cache. Raises ValueError where it holds less than some set."""
+        """One capacity for each cache. Raises ValueError where it holds less than some set.
+
+        A number is taken to be no larger than twice all objects of a cache: what is larger changes nothing.
+        """
+        if isinstance(capacity, int):
+            capacity = min(capacity, 2 * int(self.sizes.sum(axis=1).max(initial=0)))
         found = np.broadcast_to(np.asarray(capacity, dtype=np.int64), (self.caches,)).copy()
         least = self.least_capacity()
         for c in np.flatnonzero(found < least).tolist():

@@ -101,7 +101,7 @@ class Search:
     def __init__(self, c: Compact, tricks: Tricks | None = None, seed: int = 0) -> None:
         self._c = c
         self.tricks = tricks or Tricks()
-        self._seed = seed
+        self._seed = seed % 2**31
         self.model, self._order = _model(c, self.tricks.twins)
         self._weights: dict[int, Array] = {}
         self._stop = np.zeros(1, dtype=np.int64)

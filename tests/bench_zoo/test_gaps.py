@@ -39,7 +39,7 @@ def test_budgets_are_shares_of_the_peak_and_never_below_the_smallest() -> None:
     found = budgets_of(instance, ("80", "60", "1", "smallest"))
     assert list(found) == ["80%", "60%", "smallest"]
     assert found["80%"] == int(0.8 * instance.peak_of_all())
-    assert found["smallest"] == max(instance.base_nbytes)
+    assert found["smallest"] == max(instance.extents_nbytes)
     make_instance(graph, instance.machine.with_capacity({"dram": found["smallest"]}))
     with pytest.raises(gaps.InfeasibleError):
         make_instance(graph, instance.machine.with_capacity({"dram": found["smallest"] - 1}))

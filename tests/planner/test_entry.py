@@ -121,6 +121,8 @@ def test_callables_are_found_and_called() -> None:
         ("def g(): pass", r"there is no 'f'; it has g"),
         ("import absent_package", r"loading 'bad.py' raised ModuleNotFoundError: .*line 2: import absent_package"),
         ("def f(:", r"loading 'bad.py' raised SyntaxError: .*bad.py, line 2"),
+        ("import sys\nsys.exit(0)", r"loading 'bad.py' raised SystemExit: 0 \(.*bad.py, line 3: sys.exit"),
+        ("def f():\n    raise SystemExit", r"'bad.py:f' raised SystemExit \(.*bad.py, line 3: raise"),
     ],
 )
 def test_what_goes_wrong_in_it_is_said(folder: Path, body: str, words: str) -> None:
@@ -182,3 +184,30 @@ def test_the_generators_of_whoever_asks_go_on_as_if_nothing_was_drawn(tmp_path: 
             make(maker)
         drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_package_that_ends_the_process_is_told() -> None:
+    Path("ending.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(InputError, match=r"importing 'ending' raised SystemExit: 0"):
+        made("ending:f")
+
+
+def test_nothing_is_left_of_a_file_that_did_not_load(folder: Path) -> None:
+    for number, body in enumerate(("raise SystemExit(0)", "1 / 0", "raise KeyboardInterrupt")):
+        (folder / f"half{number}.py").write_text(f"begun = 1\n{body}\n")
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            made(f"half{number}.py:f")
+    assert not [name for name in sys.modules if "entry_half" in name]
+
+
+def test_files_of_one_name_in_two_folders_are_two_modules(folder: Path) -> None:
+    """What is looked up later by its class's module, as pickle does, is of the file that it came from."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "net.py").write_text(GOOD.replace("from beside import WIDTH", f"WIDTH = {len(name) + 4}"))
+    parsed = [parse_entry(f"{name}/net.py:positional") for name in ("one", "two")]
+    modules = [make(entry).module for entry in parsed if isinstance(entry, Maker)]
+    assert len({type(m).__module__ for m in modules}) == 2
+    for module in modules:
+        assert getattr(sys.modules[type(module).__module__], "Net") is type(module)  # noqa: B009

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "gate": ({"experts": GOOD, "gates": -np.ones(GOOD.shape, np.float32)}, "negative or not a number"),
     "sizes": ({"experts": GOOD, "expert_nbytes": np.ones((2, 7), np.int64)}, "give whole numbers [2, 8]"),
     "size": ({"experts": GOOD, "expert_nbytes": np.zeros((2, 8), np.int64)}, "at least one byte"),
+    "wrapping": ({"experts": GOOD, "expert_nbytes": np.full((2, 8), 1 << 63, np.uint64)}, f"adds up to {1 << 67}"),
+    "sum": ({"experts": GOOD, "expert_nbytes": np.full((2, 8), 1 << 60, np.int64)}, f"adds up to {1 << 64} bytes"),
 }
 
 
@@ -199,6 +202,8 @@ def test_figures_of_layers_and_windows() -> None:
     assert 0 < window.srp < 1 and len(window.srp_layers) == 3
     assert 2 < window.working_set < 8
     assert window_summary(trace, 41).windows == 0
+    assert window_summary(trace, 1 << 70).srp == 0.0
+    assert sch(trace, 1 << 70, 4) == sch(trace, trace.tokens, 4)
     assert sch(trace, 8, 2) < sch(trace, 8, 4) <= 1
 
 
@@ -207,8 +212,21 @@ def test_waits_in_time() -> None:
     rows = {row.schedule: row for row in stall_rows(trace, (4,), LinkModel(0.05, 0.02), warm_tokens=80)}
     assert rows["bound"].stall_ms <= rows["known routes"].stall_ms <= rows["lru on demand"].stall_ms
     assert rows["recall, prefetch by forecast"].net_ms > rows["recall, prefetch by forecast"].stall_ms
-    with pytest.raises(InputError, match="above 0"):
-        stall_rows(trace, (4,), LinkModel(0.0, 0.02), warm_tokens=0)
+    for load_ms, layer_ms in ((0.0, 0.02), (nan, 0.02), (inf, 0.02), (0.05, nan), (0.05, inf), (0.05, -1.0)):
+        with pytest.raises(InputError, match="above 0"):
+            stall_rows(trace, (4,), LinkModel(load_ms, layer_ms), warm_tokens=0)
+
+
+def test_waits_where_caches_are_empty_before_each_prompt() -> None:
+    trace = made_up(prompts=4)
+    kept, emptied = (
+        {row.schedule: row for row in stall_rows(trace, (8,), LinkModel(0.05, 0.0), warm_tokens=80, cold=cold)}
+        for cold in (False, True)
+    )
+    assert kept["lru on demand"].demanded == 0.0  # all of a layer's experts are there, once they were used
+    assert emptied["lru on demand"].demanded > 0
+    assert emptied["bound"].stall_ms > kept["bound"].stall_ms
+    assert emptied["bound"].stall_ms <= emptied["known routes"].stall_ms * (1 + 1e-9)
 
 
 MACHINE = Machine(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -135,9 +136,50 @@ def test_dims_errors_list_what_is_missing(tmp_path: Path) -> None:
         ({"batch": 1, "nope": 2}, "no symbolic dimension 'nope'"),
         ({"batch": -1}, "whole number"),
         ({"batch": float("nan")}, "whole number"),
+        ({"batch": 1 << 63}, f"up to {(1 << 63) - 1}"),
     ):
         with pytest.raises(InputError, match=words):
             lower_onnx(path, dims=dims, cache=tmp_path)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "wanted"),
+    [
+        (TensorProto.INT64, {"int64_data": [3]}, "needs 2 entries of int64_data, has 1"),
+        (TensorProto.INT64, {"int64_data": [3, 4, 5]}, "has 3"),
+        (TensorProto.INT64, {}, "has 0"),
+        (TensorProto.FLOAT, {"int32_data": [3, 4]}, "needs 2 entries of float_data, has 0"),
+        (TensorProto.FLOAT16, {"int32_data": [3]}, "needs 2 entries of int32_data, has 1"),
+        (TensorProto.INT4, {"int32_data": [3, 4]}, "needs 1 entries of int32_data, has 2"),
+        (TensorProto.COMPLEX64, {"float_data": [1.0, 2.0]}, "needs 4 entries of float_data, has 2"),
+    ],
+)
+def test_typed_data_of_the_wrong_length(kind: int, entries: dict[str, list[Any]], wanted: str, tmp_path: Path) -> None:
+    shape = TensorProto(name="shape", data_type=kind, dims=[2])
+    for field, values in entries.items():
+        getattr(shape, field).extend(values)
+    node = make_node("ConstantOfShape", ["shape"], ["y"])
+    graph = make_graph([node], "g", [], [make_tensor_value_info("y", F32, None)], [shape])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8).SerializeToString())
+    with pytest.raises(InputError, match=f"tensor 'shape' of shape .*{wanted}"):
+        load_model(path)
+
+
+def test_typed_data_of_the_right_length(tmp_path: Path) -> None:
+    """Every element type, as the ONNX library writes it without raw data; scalars and nothing at all, too."""
+    kinds = [k for k in TensorProto.DataType.values() if k not in (TensorProto.UNDEFINED, TensorProto.STRING)]
+    tensors = [
+        make_tensor(f"t{k}_{len(dims)}_{count}", k, dims, [1] * count)
+        for k in kinds
+        for dims, count in (([], 1), ([0], 0), ([3], 3), ([2, 2], 4))
+    ]
+    assert not any(t.HasField("raw_data") for t in tensors)
+    graph = make_graph([make_node("Relu", ["x"], ["y"])], "g", [make_tensor_value_info("x", F32, [1])],
+        [make_tensor_value_info("y", F32, [1])], tensors)  # fmt: skip
+    path = tmp_path / "m.onnx"
+    path.write_bytes(make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8).SerializeToString())
+    assert len(load_model(path).proto.graph.initializer) == len(tensors)
 
 
 def test_embedded_weights_are_found_in_the_file(tmp_path: Path) -> None:

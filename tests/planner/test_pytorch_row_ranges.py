@@ -112,3 +112,21 @@ def test_what_has_to_stay_whole() -> None:
     module: Any = Headed(tied=False)
     module.head = Doubled(WIDTH, ROWS)
     assert not made(module, 2 << 20).program.rows
+
+
+class Squared(nn.Module):
+    """Beside a large matrix, products of a value with itself, and of a small weight with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, ROWS)
+        self.small = nn.Parameter(torch.ones(WIDTH, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.linear(x, x)
+        return self.head(x).sum() + h.sum() + nn.functional.linear(self.small, self.small).sum()
+
+
+def test_a_product_of_a_value_with_itself_is_not_divided_and_in_nobodys_way() -> None:
+    found = made(Squared(), 2 << 20, torch.ones(4, WIDTH), look_up=False)
+    assert [r.module for r in found.program.rows] == ["head"]

@@ -206,3 +206,10 @@ print(double(4), jit.uncached)
     assert done.stdout.startswith("8 [")
     assert "compiled code is not kept" in done.stdout
     assert str(tmp_path / "file") in done.stdout
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    c = compact(PackingProblem(tuple(crowded(12, 3))))
+    for seed in (-1, -(2**40), 2**70):
+        found = Search(c, seed=seed).attempt(1 << 20, 0, 1, shuffled=1)
+        assert found.status in (Status.FEASIBLE, Status.UNKNOWN, Status.INFEASIBLE)
