@@ -12,6 +12,7 @@ from tensorstow.ir.paths import write_atomic
 
 NAMES = (
     "execution",
+    "pages",
     "capped",
     "streaming",
     "prediction",

@@ -77,8 +77,7 @@ def _balanced(machine: Machine, graph: Graph) -> Machine:
 def budgets_of(instance: Instance, wanted: Iterable[str]) -> dict[str, int]:
     """Capacities of the unit's tier, in bytes, by budget: percentages of what a pass holds at most when nothing ever
     leaves, workspace included, and 'smallest', the largest working set. Percentages below the smallest are left out."""
-    beside = instance.workspace_nbytes + instance.fast.reserve_nbytes
-    smallest = max(instance.base_nbytes) + beside
+    smallest = instance.smallest_budget
     whole = instance.peak_of_all() + instance.workspace_nbytes
     found: dict[str, int] = {}
     for name in wanted:
