@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import chain, pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from ..ir.plan import Plan
-from ..ir.simulate import simulate
 from ..solvers.landing import LOWEST, land
 from ..solvers.packing.solve import load_compiled
 from ..solvers.residency.lp import FINE_SIZE
 from .instance import Instance
 from .place import MANY_BODIES, place
 from .realise import realise
-from .round import (
-    diffuse,
-    fill,
-    fluid,
-    kept_profile,
-    largest_first,
-    repair,
-    spare_small,
-    spread_evictions,
-    threshold,
-    to_decisions,
-    worth_moving,
-)
+from .round import spread_evictions
+from .roundings import ways_of
 from .spread import load_searches
-from .stays import Decisions, Landing, live_peak, stays_of
+from .stays import Decisions, live_peak, stays_of
 
 TRANSFER_NBYTES = 256 << 10
 """What one transfer weighs, in bytes moved, where plans are equal in time."""
@@ -40,8 +28,8 @@ TRANSFER_NBYTES = 256 << 10
 FEW_MORE_BYTES = 1.05
 """Moving up to this many times the bytes of the LP is not worth more search."""
 
-KEPT, FAVOURED = 8, 8
-"""How many of the best candidates are remembered, and how many of them are worked on."""
+KEPT = 8
+"""How many of the best candidates are remembered."""
 
 RELAX_SHARE = 0.4
 """A linear program that took more than this part of the search is not solved again."""
@@ -52,17 +40,14 @@ QUICK_S = 0.7
 FIRST_OF_MANY = 0.06
 """The share of the room that is left free first where thousands of values are made and some of them move."""
 
-LIKE_CUT = 0.01
-"""Cuts that differ by less than this share of the room fail alike."""
+LIKE_CUT, MOST_LIKE = 0.01, 0.3
+"""Cuts that differ by less than this share of the room fail alike; twice that for each that failed, up to the other."""
 
 PACKING_S = 0.5
 """Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
 
 PATIENT_S, INSISTING_S = 2 * PACKING_S, 4 * PACKING_S
 """The same while nothing has been placed, and where nothing else could be."""
-
-FRUITLESS_ROUNDS = 5
-LATE_NS = 1000
 
 
 def _moved(plan: Plan) -> int:
@@ -174,7 +159,7 @@ class Search:
             self.dear_nbytes = cut_nbytes  # what takes more room cannot wait less, nor will the best plan take longer
             return
         best = self.scores.get(cut_nbytes, float("inf"))
-        made = _roundings(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns, self.repairs)
+        made = ways_of(self.instance, self.instance.capacity_nbytes - cut_nbytes, absent, stall_ns, self.repairs)
         tried = 0
         for name in sorted(made, key=lambda n: self.liked.get(n, float("inf"))):
             if self.finished or tried == roundings:
@@ -210,11 +195,12 @@ class Search:
         return absent, whole.solution.stall_ns
 
     def _hopeless(self, cut_nbytes: int) -> bool:
-        """Whether there is no plan yet, and nothing could be placed under a cut that is nearly the same."""
-        near = LIKE_CUT * (self.instance.capacity_nbytes - max(self.instance.base_nbytes, default=0))
-        return self.best is None and any(
-            score == float("inf") and abs(cut - cut_nbytes) < near for cut, score in self.scores.items()
-        )
+        """Whether there is no plan yet, and nothing could be placed under a cut that is not much smaller: where much
+        room must be left, as among weights whose stays reach around the pass, each try takes longer than the last."""
+        failed = [cut for cut, score in self.scores.items() if score == float("inf")]
+        room = self.instance.capacity_nbytes - max(self.instance.base_nbytes, default=0)
+        near = min(LIKE_CUT * 2 ** len(failed), MOST_LIKE) * room
+        return self.best is None and any(cut_nbytes < cut + near for cut in failed)
 
     def best_cuts(self, number: int) -> list[int]:
         """The cuts with the best scores, those that have one."""
@@ -236,12 +222,26 @@ class Search:
         for cut in sorted(self.cuts(), reverse=True):
             absent, stall_ns = self._relaxed(cut)
             room = self.instance.capacity_nbytes - cut
-            for make in _roundings(self.instance, room, absent, stall_ns, self.repairs).values():
+            for make in ways_of(self.instance, room, absent, stall_ns, self.repairs).values():
                 if self.best is not None or time.monotonic() > until:
                     return
                 decisions = make()
                 if decisions is not None:
                     self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions, INSISTING_S))
+
+    def descend(self) -> None:
+        """Where nothing could be placed and the time is over: a rounding of each cut, the largest first, as each is a
+        better plan than the one before it, until one cannot be placed."""
+        for cut in sorted(self.cuts(), reverse=True):
+            absent, stall_ns = self._relaxed(cut)
+            room = self.instance.capacity_nbytes - cut
+            made = (make() for make in ways_of(self.instance, room, absent, stall_ns, self.repairs).values())
+            decisions = next((d for d in made if d is not None), None)
+            if decisions is None:
+                continue
+            self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions))
+            if self.scores[cut] == float("inf"):
+                return
 
     def everything(self) -> None:
         """All that can leave leaves whenever it can: the last resort, with all the time that is left."""
@@ -291,97 +291,3 @@ class Search:
             return 0.0
         shares = zip(solution.absent, solution.stored, instance.gaps, strict=False)
         return sum((absent + stored) * instance.items[g.item].nbytes for absent, stored, g in shares)
-
-    def favour(self) -> None:
-        """Give the loads that came late place and time before the others, as long as it helps: what squeaks gets the
-        oil (Joslin and Clements, JAIR 10, 1999). All at once, or half of them, and so on down to each by itself; for
-        half of the time that is left."""
-        spent = time.monotonic() - self.began
-        until = self.began + spent + max(0.0, self.time_s - spent) / 2
-        for score, decisions, plan in list(self.found[:FAVOURED]):
-            if self.finished:
-                return
-            fruitless, tried = 0, frozenset[tuple[int, int]]()
-            late = self._late_loads(plan, decisions)
-            number = len(late)
-            while number and fruitless < FRUITLESS_ROUNDS and not self.finished and time.monotonic() < until:
-                chosen = frozenset(late[:number])
-                changed = replace(decisions, reserved=decisions.reserved | chosen)
-                new = self.score(changed)
-                if new < score and self.last is not None:
-                    decisions, score, plan, fruitless = changed, new, self.last, 0
-                elif number == 1:
-                    tried, fruitless = tried | chosen, fruitless + 1
-                late = [x for x in self._late_loads(plan, decisions) if x not in tried and x not in decisions.reserved]
-                number = min(len(late), max(1, number // 2)) if new >= score else len(late)
-
-    def _late_loads(self, plan: Plan, decisions: Decisions) -> list[tuple[int, int]]:
-        """(item, step) of the loads that made a step wait longer than the LP expects, in the order of the pass."""
-        index = {item.storage: i for i, item in enumerate(self.instance.items)}
-        stall_ns = decisions.stall_ns or (0,) * self.instance.steps
-        late = [
-            (event.step, plan.transfers[event.waited_for])
-            for event in simulate(plan, self.instance.graph, self.instance.machine).steps
-            if event.waited_for is not None and event.wait_ns > stall_ns[event.step] + LATE_NS
-        ]
-        return [(index[t.storage], step) for step, t in late if t.target == self.instance.fast.name]
-
-    def exchange(self) -> None:
-        """Hill climbing from the best plan that moves whole items while there is time: evict one more item, keep one
-        more, or one for another. On small graphs this settles what rounding left open; on large ones time ends it
-        early."""
-        gaps = [(g.item, g.before) for g in self.instance.gaps]
-        improved = self.unsplit is not None
-        while improved and self.unsplit is not None:
-            score, start = self.unsplit
-            singles = [frozenset({g}) for g in gaps]
-            pairs = (frozenset({a, b}) for a in gaps if a in start.evicted for b in gaps if b not in start.evicted)
-            improved = False
-            for change in chain(singles, pairs):
-                if self.finished:
-                    return
-                changed = replace(start, evicted=start.evicted ^ change, kept_nbytes={}, reserved=frozenset())
-                if self.score(changed) < score * (1 - self.good_enough):
-                    improved = True
-                    break
-
-
-def _roundings(
-    instance: Instance, capacity: int, absent: Sequence[float], stall_ns: Sequence[float], repairs: bool
-) -> dict[str, Callable[[], Decisions | None]]:
-    """Ways to decisions near the fractions `absent`, by name; None where one finds none, or what another has found.
-
-    What is dirty follows the fractions by halves: each of its gaps costs a store, and which ones are worth it the LP
-    knows; weights may stand for one another.
-    """
-    gaps = instance.gaps
-    dirty = {g for g in threshold(instance, absent) if not gaps[g].clean}
-    whole: dict[str, Decisions | None] = {}
-
-    def rounded(name: str, landing: Landing) -> Decisions | None:
-        if name not in whole:
-            evicted = spare_small(instance, dirty | {g for g in chosen[name]() if gaps[g].clean})
-            fits = int(kept_profile(instance, evicted).max(initial=0)) <= capacity
-            fits = fits or (repairs and repair(instance, absent, evicted, capacity))
-            kept = fill(instance, absent, evicted, capacity) if fits else {}
-            made = to_decisions(instance, evicted, kept, stall_ns) if fits else None
-            known = made is not None and any(d is not None and d.evicted == made.evicted for d in whole.values())
-            whole[name] = None if known else made
-        made = whole[name]
-        return None if made is None else replace(made, landing=landing)
-
-    def flowing() -> Decisions:
-        evicted, kept = fluid(instance, absent, worth_moving(instance))
-        return to_decisions(instance, evicted, kept, stall_ns)
-
-    chosen: dict[str, Callable[[], set[int]]] = {
-        "halves": lambda: threshold(instance, absent),
-        "largest": lambda: largest_first(instance, absent),
-        "even": lambda: diffuse(instance, absent, 0.5),
-        "late": lambda: diffuse(instance, absent, 1.0),
-    }
-    ways: dict[str, Callable[[], Decisions | None]] = {}
-    for name in chosen:
-        for landing in (Landing.RING, Landing.LOWEST):
-            ways[f"{name} {landing.value}"] = partial(rounded, name, landing)
-    return ways | {"as they are": flowing}

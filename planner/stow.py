@@ -27,6 +27,7 @@ from ..ir.errors import TimeLimitError
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from .instance import Instance
+from .polish import exchange, favour
 from .replay import farthest, replay_cache
 from .search import Search, warm_up
 from .strategies import Effort
@@ -86,9 +87,11 @@ class Stow:
             if cached is not None:
                 search.score(cached)
         if self.favour:
-            search.favour()
+            favour(search)
         if self.exchange:
-            search.exchange()
+            exchange(search)
+        if search.best is None and self.cuts:
+            search.descend()
         if self.replay:
             usual.settle()
         if search.best is None:

@@ -12,7 +12,7 @@ from tensorstow.ir.check import check
 from tensorstow.ir.errors import InfeasibleError
 from tensorstow.ir.graph import Graph
 from tensorstow.ir.plan import Plan
-from tensorstow.planner import order, search, stow, usual
+from tensorstow.planner import order, polish, search, stow, usual
 from tensorstow.planner.bounds import find_bound
 from tensorstow.planner.build import run_strategy
 from tensorstow.planner.instance import Instance, make_instance
@@ -47,7 +47,7 @@ class Clock:
 
 def put(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Let the search read this clock. When it began it has from the true one."""
-    for module in (order, search, stow, usual):
+    for module in (order, polish, search, stow, usual):
         monkeypatch.setattr(module, "time", clock)
 
 
