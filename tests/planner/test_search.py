@@ -8,6 +8,7 @@ from tensorstow.ir.check import check
 from tensorstow.planner import search as search_module
 from tensorstow.planner.instance import Instance, make_instance
 from tensorstow.planner.search import Search
+from tensorstow.planner.stays import Decisions
 
 from ..graphs import KIB, machine, training
 
@@ -39,7 +40,11 @@ def test_descending_ends_with_the_first_cut_that_is_not_placed(monkeypatch: pyte
     late = searching(instance, 100)
     largest = sorted(late.cuts(), reverse=True)
     scores = iter([3.0, 2.0, float("inf"), 1.0])
-    monkeypatch.setattr(late, "score", lambda decisions: next(scores))
+
+    def score(_: Decisions) -> float:
+        return next(scores)
+
+    monkeypatch.setattr(late, "score", score)
     late.descend()
     assert [late.scores.get(cut) for cut in largest[:4]] == [3.0, 2.0, float("inf"), None]
 
@@ -48,7 +53,11 @@ def test_each_cut_that_fails_keeps_the_next_one_further_away(monkeypatch: pytest
     instance = posed(0.6)
     room = instance.capacity_nbytes - max(instance.base_nbytes)
     late, tried = searching(instance), list[float]()
-    monkeypatch.setattr(late, "score", lambda decisions, packing_time_s: float("inf"))
+
+    def score(*_: object) -> float:
+        return float("inf")
+
+    monkeypatch.setattr(late, "score", score)
     for share in (0.0, 0.01, 0.03, 0.05, 0.08, 0.12, 0.18, 0.3, 0.5, 0.7, 1.0):
         late.try_cut(int(share * room), roundings=1)
         if int(share * room) in late.scores:
