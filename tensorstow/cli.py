@@ -42,6 +42,8 @@ def run_cli(arguments: list[str]) -> int:
     try:
         app(args=arguments, prog_name="tensorstow")
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich ends the process where nobody reads on
+            return 0
         if not _by_the_parser(stop):
             said = f"the model's own code ended the process: SystemExit: {stop.code}{_line_of(stop)}"
             console.done()

