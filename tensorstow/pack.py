@@ -10,10 +10,11 @@ from typing import Any
 
 from .ir.errors import InputError
 from .ir.paths import write_atomic
-from .solvers.packing.banks import BanksProblem, check_banks, pack_banks
-from .solvers.packing.check import check_packing
+from .solvers.packing.banks import pack_banks
+from .solvers.packing.banks_problem import BanksProblem
+from .solvers.packing.loading import Progress
 from .solvers.packing.problem import Body, Box, PackingProblem
-from .solvers.packing.solve import Progress, load_bound, pack
+from .solvers.packing.solve import load_bound, pack
 from .solvers.result import Status
 
 COLUMNS = ("id", "lower", "upper", "size")
@@ -66,11 +67,8 @@ def pack_file(
         return _pack_banks(rows, problem, banks, time_limit_s, seed, output)
     wished = None if start is None else _read_start(start, problem)
     result = pack(problem, time_limit_s=time_limit_s, seed=seed, start=wished, explained=True, progress=progress)
-    if result.solution is not None:
-        wrong = check_packing(problem, result.solution)
-        assert not wrong, f"the packer made a wrong packing: {wrong[0]}"
-        if output is not None:
-            _write(output, rows, {"offset": result.solution.offsets})
+    if result.solution is not None and output is not None:
+        _write(output, rows, {"offset": result.solution.offsets})
     peak = result.solution.peak if result.solution else None
     return Outcome(
         len(rows),
@@ -102,8 +100,6 @@ def _pack_banks(
     result = pack_banks(split, time_limit_s=time_limit_s, seed=seed)
     peak, peaks = None, None
     if result.solution is not None:
-        wrong = check_banks(split, result.solution)
-        assert not wrong, f"the packer made a wrong packing: {wrong[0]}"
         peak, peaks = max(result.solution.peaks), result.solution.peaks
         if output is not None:
             _write(output, rows, {"offset": result.solution.offsets, "bank": result.solution.banks})
@@ -130,6 +126,10 @@ def _read_start(path: Path, problem: PackingProblem) -> list[int | None]:
         offset = _whole(path, number, row, "offset")
         if offset < 0:
             raise InputError(f"{path}, line {number}: offset {offset} is below 0")
+        if offset > LARGEST:
+            raise InputError(
+                f"{path}, line {number}: offset {offset} is beyond {LARGEST}, the largest 64-bit number; leave it out"
+            )
         if row["id"] in found:
             raise InputError(f"{path}, line {number}: id '{row['id']}' has an offset already, {found[row['id']]}")
         found[row["id"]] = offset
@@ -137,15 +137,31 @@ def _read_start(path: Path, problem: PackingProblem) -> list[int | None]:
 
 
 def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file that has these columns, and others. Cells behind the last named column must be empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read buffers from {path}: {error}") from error
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [c for c in columns if c not in (reader.fieldnames or ())]
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    try:
+        names = list(reader.fieldnames or ())
+        rows: list[dict[Any, Any]] = list(reader)
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num + 1}: {error}; a cell with commas or line breaks goes between two quotes, "
+            "and a quote inside of it is doubled"
+        ) from error
+    missing = [c for c in columns if c not in names]
     if missing:
         raise InputError(f"{path}: no column {', '.join(missing)}; the first line must name {','.join(columns)}")
-    return list(reader)
+    for number, row in enumerate(rows, start=2):
+        beyond: list[str] = row.pop(None, [])
+        if any(beyond):
+            raise InputError(
+                f"{path}, line {number}: {len(names) + len(beyond)} cells for the {len(names)} columns that the first "
+                "line names; put a cell that has a comma between quotes"
+            )
+    return rows
 
 
 def read_buffers(path: Path, capacity: int | None) -> tuple[list[dict[str, str]], PackingProblem]:

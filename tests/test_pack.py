@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,19 @@ def test_a_start_is_kept(cli: Cli, buffers: Path, tmp_path: Path) -> None:
     assert cli("pack", buffers, "--start", buffers).status == 2
 
 
+def test_a_start_beyond_all_memory_is_refused(cli: Cli, buffers: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    for far in (10**20, 2**63):
+        old.write_text(f"id,offset\na,0\nb,{far}\n")
+        refused = cli("pack", buffers, "--start", old)
+        assert refused.status == 2
+        for words in ("line 3", str(far), "largest 64-bit number"):
+            assert words in " ".join(refused.err.split())
+    old.write_text(f"id,offset\na,{2**63 - 1}\nb,{2**63 - 1}\nc,0\nd,6\n")
+    assert cli("pack", buffers, "--start", old, "-o", new, "--json").json["peak"] == 13
+    assert {name: offsets(new)[name] for name in "cd"} == {"c": 0, "d": 6}
+
+
 def test_banks(cli: Cli, buffers: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     said = cli("pack", buffers, "--banks", "2", "--capacity", "8", "-o", out, "--json")
@@ -54,6 +69,9 @@ def test_banks(cli: Cli, buffers: Path, tmp_path: Path) -> None:
     assert {row["bank"] for row in csv.DictReader(out.open())} == {"0", "1"}
     assert cli("pack", buffers, "--banks", "2", "--capacity", "6").status == 3
     assert cli("pack", buffers, "--banks", "2", "--start", out).status == 2
+    roomy = cli("pack", buffers, "--banks", "2", "--capacity", "99", "--json")
+    assert roomy.json["status"] in {"optimal", "feasible"}
+    assert roomy.json["method"].startswith("first-fit")
 
 
 def test_integers_stay_exact(cli: Cli, buffers: Path, tmp_path: Path) -> None:
@@ -68,6 +86,52 @@ def test_integers_stay_exact(cli: Cli, buffers: Path, tmp_path: Path) -> None:
     assert refused.status == 2
     for words in ("line 2", "'a'", str(2**63), "larger unit"):
         assert words in " ".join(refused.err.split())
+
+
+def test_lives_longer_than_64_bits_count(cli: Cli, buffers: Path) -> None:
+    buffers.write_text(f"id,lower,upper,size\na,{-9 * 10**18},{9 * 10**18},4\nb,0,5,4\n")
+    assert cli("pack", buffers, "--json").json["peak"] == 8
+
+
+def test_no_pairs_are_compared_where_all_is_right(cli: Cli, buffers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quadratic checker names what is wrong; it takes a while for many buffers."""
+    calls: list[object] = []
+
+    def counting(*checked: object) -> tuple[str, ...]:
+        calls.append(checked)
+        return ()
+
+    import_module("tensorstow.pack")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tensorstow.") and hasattr(module, "check_packing"):
+            monkeypatch.setattr(module, "check_packing", counting)
+    assert cli("pack", buffers).status == 0
+    assert cli("pack", buffers, "--banks", "2").status == 0
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("\ufeffid,lower,upper,size\na,0,3,4\nb,2,5,4\n", ["a,0,3,4", "b,2,5,4"]),
+        ("id,lower,upper,size\na,0,3,4,\nb,2,5,4,,\n", ["a,0,3,4", "b,2,5,4"]),
+        ("id,lower,upper,size\r\na,0,3,4\r\n\r\nb,2,5,4\r\n", ["a,0,3,4", "b,2,5,4"]),
+        (
+            'id,lower,upper,size,note\n"a, or ""A""",0,3,4,"x\ny"\nb,2,5,4\n',
+            ['"a, or ""A""",0,3,4,"x', 'y"', "b,2,5,4,"],
+        ),
+    ],
+)
+def test_ways_to_write_a_table(cli: Cli, buffers: Path, tmp_path: Path, content: str, rows: list[str]) -> None:
+    buffers.write_bytes(content.encode())
+    out = tmp_path / "out.csv"
+    said = cli("pack", buffers, "-o", out, "--json")
+    assert (said.status, said.json["buffers"], said.json["peak"]) == (0, 2, 8)
+    lines = out.read_text().splitlines()
+    assert lines[0].startswith("id,lower,upper,size")
+    assert all(line.startswith(row) for line, row in zip(lines[1:], rows, strict=True))
+    assert {frozenset(row) for row in csv.DictReader(out.open())} == {frozenset(lines[0].split(","))}
+    assert "" not in lines[0].split(",")
 
 
 def test_pack(cli: Cli, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .banks import BanksPacking, BanksProblem, check_banks, pack_banks
+from .banks import pack_banks
+from .banks_problem import BanksPacking, BanksProblem, check_banks
 from .check import check_packing
 from .explain import Conflict, explain
 from .problem import Body, Box, Packing, PackingProblem

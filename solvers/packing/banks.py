@@ -7,111 +7,59 @@ too high to others, and CP-SAT chooses banks and offsets together where the prob
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..result import Result, Status
 from . import cpsat, greedy
-from .check import check_packing
+from .banks_problem import BanksPacking, BanksProblem, check_banks, members_of
 from .compact import Compact, Ints, compact, live_bytes
-from .problem import Packing, PackingProblem
+from .problem import PackingProblem
 from .solve import pack
 
 _CPSAT_BOXES = 600
 
 
-@dataclass(frozen=True, slots=True)
-class BanksProblem:
-    """`bodies.bodies[i]` goes to one of the banks `allowed[i]` (empty `allowed`: any). A capacity of None is no limit.
-
-    Fixed offsets hold in whichever bank the body goes to.
-
-    Raises:
-        ValueError: no bank, a negative capacity, a capacity for all at once, a body without a bank, an unknown bank.
-    """
-
-    bodies: PackingProblem
-    capacities: tuple[int | None, ...]
-    allowed: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.capacities:
-            raise ValueError("there are no banks; give at least one capacity (None for no limit)")
-        if self.bodies.capacity is not None:
-            raise ValueError(f"the bodies have a capacity of {self.bodies.capacity} of their own; give it to the banks")
-        if any(capacity is not None and capacity < 0 for capacity in self.capacities):
-            raise ValueError(f"capacities {self.capacities} are not all 0 or more")
-        if self.allowed and len(self.allowed) != len(self.bodies.bodies):
-            raise ValueError(
-                f"{len(self.allowed)} choices of banks for {len(self.bodies.bodies)} bodies; give one each"
-            )
-        for i, banks in enumerate(self.allowed):
-            if not banks or not all(0 <= b < len(self.capacities) for b in banks):
-                raise ValueError(
-                    f"body {self.bodies.name(i)} may go to banks {banks}, there are {len(self.capacities)}, from 0"
-                )
-
-    def choices(self, body: int) -> tuple[int, ...]:
-        """The banks that a body may go to."""
-        return self.allowed[body] if self.allowed else tuple(range(len(self.capacities)))
-
-
-@dataclass(frozen=True, slots=True)
-class BanksPacking:
-    """For each body its bank and its offset there; for each bank its peak."""
-
-    banks: tuple[int, ...]
-    offsets: tuple[int, ...]
-    peaks: tuple[int, ...]
-
-
-def check_banks(problem: BanksProblem, packing: BanksPacking) -> tuple[str, ...]:
-    """Every violation; empty when the packing is right. Each bank is checked by itself, from the definition."""
-    found: list[str] = []
-    for i, bank in enumerate(packing.banks):
-        if bank not in problem.choices(i):
-            found.append(f"body {problem.bodies.name(i)} is in bank {bank}, it may go to {problem.choices(i)}")
-    for bank, peak in enumerate(packing.peaks):
-        members = [i for i, b in enumerate(packing.banks) if b == bank]
-        part = _members(problem, members, problem.capacities[bank])
-        wrong = check_packing(part, Packing(tuple(packing.offsets[i] for i in members), peak))
-        found += [f"bank {bank}: {line}" for line in wrong]
-    return tuple(found)
-
-
 def pack_banks(problem: BanksProblem, *, time_limit_s: float = 10.0, seed: int = 0) -> Result[BanksPacking]:
     """Banks and offsets. Objective and bound are the highest peak over all banks, in bytes.
 
-    OPTIMAL: proven least, or at the bound. FEASIBLE: within all capacities. INFEASIBLE: proven. UNKNOWN: none found.
+    Where every bank has a capacity, the first packing within all of them is the answer. OPTIMAL: proven least, or at
+    the bound. FEASIBLE: within all capacities. INFEASIBLE: proven. UNKNOWN: none found.
     """
     began = time.monotonic()
     deadline = began + time_limit_s
+    crooked = _crooked(problem.bodies)
+    if crooked:
+        return Result(Status.INFEASIBLE, None, None, None, time.monotonic() - began, "fixed offsets", crooked)
     whole = compact(problem.bodies)
     bound = _bound(problem, whole)
     refused = _refused(problem, whole)
     if refused:
         return Result(Status.INFEASIBLE, None, None, bound, time.monotonic() - began, "load bound", refused)
+    limited = all(capacity is not None for capacity in problem.capacities)
+    goal = math.inf if limited else bound
     best, method = None, ""
     for name, order in greedy.order_by(whole).items() if len(whole) else ():
         dealt = _deal(problem, whole, order)
         if dealt is not None and (best is None or max(dealt.peaks) < max(best.peaks)):
             best, method = dealt, f"first-fit by {name}"
-        if (best is not None and max(best.peaks) <= bound) or time.monotonic() >= deadline:
+        if (best is not None and max(best.peaks) <= goal) or time.monotonic() >= deadline:
             break
     if not len(whole):
         best, method = _empty(problem), "empty"
-    if best is not None and max(best.peaks) > bound:
+    if best is not None and max(best.peaks) > goal:
         lower = _repack(problem, best, min(deadline, time.monotonic() + 0.4 * time_limit_s), seed)
         if max(lower.peaks) < max(best.peaks):
             best, method = lower, "each bank packed by itself"
     proven = Status.UNKNOWN
-    if (best is None or max(best.peaks) > bound) and len(whole.owner) <= _CPSAT_BOXES:
+    if (best is None or max(best.peaks) > goal) and len(whole.owner) <= _CPSAT_BOXES:
         top = None if best is None else max(best.peaks)
-        proven, found, bound = _together(problem, whole, bound, top, deadline - time.monotonic(), seed)
+        proven, found, bound = _together(problem, whole, bound, top, limited, deadline - time.monotonic(), seed)
         if found is not None:
             best, method = found, "CP-SAT"
     seconds = time.monotonic() - began
@@ -126,9 +74,12 @@ def pack_banks(problem: BanksProblem, *, time_limit_s: float = 10.0, seed: int =
     return Result(Status.OPTIMAL if peak <= bound else Status.FEASIBLE, best, peak, bound, seconds, method)
 
 
-def _members(problem: BanksProblem, members: Sequence[int], capacity: int | None) -> PackingProblem:
-    ids = tuple(problem.bodies.ids[i] for i in members) if problem.bodies.ids else ()
-    return PackingProblem(tuple(problem.bodies.bodies[i] for i in members), capacity, ids)
+def _crooked(problem: PackingProblem) -> str:
+    """A fixed body off its alignment; empty if there is none. In which bank it lies makes no difference."""
+    for i, body in enumerate(problem.bodies):
+        if (body.fixed or 0) % body.alignment:
+            return f"body {problem.name(i)} at {body.fixed} is not aligned to {body.alignment}"
+    return ""
 
 
 def _live(c: Compact) -> list[int]:
@@ -218,7 +169,7 @@ def _repack(problem: BanksProblem, packing: BanksPacking, deadline: float, seed:
         members = [i for i, b in enumerate(packing.banks) if b == bank]
         left = max(0.0, deadline - time.monotonic()) / len(peaks)
         start = [offsets[i] for i in members]
-        found = pack(_members(problem, members, None), time_limit_s=left, seed=seed, start=start).solution
+        found = pack(members_of(problem, members, None), time_limit_s=left, seed=seed, start=start).solution
         if found is not None and found.peak < peaks[bank]:
             peaks[bank] = found.peak
             for i, offset in zip(members, found.offsets, strict=True):
@@ -227,9 +178,10 @@ def _repack(problem: BanksProblem, packing: BanksPacking, deadline: float, seed:
 
 
 def _together(
-    problem: BanksProblem, c: Compact, bound: int, top: int | None, time_limit_s: float, seed: int
+    problem: BanksProblem, c: Compact, bound: int, top: int | None, limited: bool, time_limit_s: float, seed: int
 ) -> tuple[Status, BanksPacking | None, int]:
-    """CP-SAT: x_ib = 1 where body i is in bank b; rectangles of a bank are disjoint; the highest peak is minimised."""
+    """CP-SAT: x_ib = 1 where body i is in bank b; rectangles of a bank are disjoint. The highest peak is minimised,
+    unless all banks are `limited`."""
     from ortools.sat.python import cp_model
 
     highest = (top if top is not None else max(n if n is not None else sum_of(c) for n in problem.capacities)) // c.unit
@@ -242,12 +194,13 @@ def _together(
         for b in problem.choices(index):
             inside[i, b] = model.new_bool_var(f"in{i}_{b}")
         model.add_exactly_one(inside[i, b] for b in problem.choices(index))
-    peak = model.new_int_var(min(highest, -(-bound // c.unit)), highest, "peak")
-    for k, i in enumerate(c.owner.tolist()):
-        model.add(peak >= bases[i] + int(c.hi[k]))
+    if not limited:
+        peak = model.new_int_var(min(highest, -(-bound // c.unit)), highest, "peak")
+        for k, i in enumerate(c.owner.tolist()):
+            model.add(peak >= bases[i] + int(c.hi[k]))
+        model.minimize(peak)
     for b, capacity in enumerate(problem.capacities):
         _one_bank(model, c, b, None if capacity is None else capacity // c.unit, bases, inside)
-    model.minimize(peak)
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = time_limit_s
     solver.parameters.num_workers = 2
@@ -259,6 +212,8 @@ def _together(
         return Status.UNKNOWN, None, bound
     bank = [next(b for b in problem.choices(i) if solver.value(inside[k, b])) for k, i in enumerate(c.bodies)]
     packing = _assemble(problem, c, bank, [int(solver.value(base)) for base in bases])
+    if limited:
+        return Status.FEASIBLE, packing, bound
     proven = max(packing.peaks) if status == cp_model.OPTIMAL else int(np.ceil(solver.best_objective_bound)) * c.unit
     return Status.FEASIBLE, packing, max(bound, proven)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from .problem import Body, Box, PackingProblem
 
-Ints = NDArray[Any]  # int64; dtype object where bytes exceed what 64 bits can add up
+Ints = NDArray[Any]  # int64; dtype object where bytes exceed what 64 bits can add up, or a lifetime what they hold
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,21 +48,22 @@ class Compact:
         return len(self.bodies)
 
 
-def compact(problem: PackingProblem) -> Compact:
+def compact(problem: PackingProblem, also: Iterable[int] = ()) -> Compact:
     """The problem without what does not matter. Offsets of its packings, times `unit`, are packings of the problem.
 
     Dividing by the unit loses nothing: push every body of a packing down until it rests on another, on address zero
-    or on its alignment, and all offsets are multiples of it.
+    or on its alignment, and all offsets are multiples of it. `also` are addresses that shall be multiples of it too.
     """
     bodies = tuple(i for i, body in enumerate(problem.bodies) if any(not b.empty for b in body.boxes))
-    kept = [(k, b) for k, i in enumerate(bodies) for b in _disjoint(problem.bodies[i].boxes)]
+    kept = [(k, b) for k, i in enumerate(bodies) for b in separate(problem.bodies[i].boxes)]
     chosen = [problem.bodies[i] for i in bodies]
-    unit = _unit([n for _, b in kept for n in (b.lo, b.hi)], chosen)
+    unit = _unit([*(n for _, b in kept for n in (b.lo, b.hi)), *also], chosen)
     # No address that any search forms exceeds all sizes and one alignment step each, on top of what is fixed.
     reach = (
         sum(b.hi for _, b in kept) + sum(body.alignment for body in chosen) + max([0, *(b.fixed or 0 for b in chosen)])
     )
     wide = np.dtype(np.int64) if 4 * reach < 2**63 else np.dtype(object)
+    spans = [b.end - b.start for _, b in kept]
     first, last, live_sets = _live_set_ranges([b.start for _, b in kept], [b.end for _, b in kept])
     owner = np.array([k for k, _ in kept], dtype=np.int64)
     return Compact(
@@ -70,7 +72,7 @@ def compact(problem: PackingProblem) -> Compact:
         owner=owner,
         first=first,
         last=last,
-        span=np.array([b.end - b.start for _, b in kept], dtype=object).astype(wide),
+        span=np.array(spans, dtype=np.int64 if max(spans, default=0) < 2**63 else object),
         lo=np.array([b.lo // unit for _, b in kept], dtype=wide),
         hi=np.array([b.hi // unit for _, b in kept], dtype=wide),
         alignment=np.array([max(1, body.alignment // unit) for body in chosen], dtype=wide),
@@ -88,10 +90,10 @@ def _unit(addresses: list[int], bodies: list[Body]) -> int:
     return unit
 
 
-def _disjoint(boxes: tuple[Box, ...]) -> list[Box]:
+def separate(boxes: tuple[Box, ...]) -> list[Box]:
     """The same addresses at the same times by boxes that do not overlap, so that no byte is counted twice."""
     boxes = tuple(b for b in boxes if not b.empty)
-    if not any(
+    if len(boxes) < 2 or not any(
         a.start < b.end and b.start < a.end and a.lo < b.hi and b.lo < a.hi
         for k, a in enumerate(boxes)
         for b in boxes[:k]

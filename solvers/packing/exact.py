@@ -7,6 +7,7 @@ strategy gets a number of decisions that grows from round to round; what it lear
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -166,7 +167,7 @@ class Search:
     def _batch(self, pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], Found]], deadline: float) -> list[Found]:
         futures = [pool.submit(job) for job in jobs]
         try:
-            wait(futures, timeout=max(0.0, deadline - time.monotonic()))
+            wait(futures, timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
         finally:  # out of time, or interrupted: the compiled loops end within a decision
             self._stop[0] = int(not all(future.done() for future in futures))
         return [future.result() for future in futures]
@@ -250,10 +251,11 @@ def _start(c: Compact, model: Model, state: State, capacity: int) -> bool:
         if not kernel.lift(model, state, int(i), 0, capacity):
             return False
         following = int(model.body[i, layout.TWIN])
-        if following >= 0 and not kernel.lift(
-            model, state, following, int(state.body[i, layout.LOW] + c.hi[c.begin[i]]), capacity
-        ):
-            return False
+        if following >= 0:
+            k = c.begin[i]
+            above = int(state.body[i, layout.LOW] + c.hi[k] - c.lo[k])
+            if not kernel.lift(model, state, following, above, capacity):
+                return False
     return True
 
 

@@ -59,6 +59,19 @@ def hottest(c: Compact, most_boxes: int) -> Order:
     return order[: int(np.searchsorted(boxes, most_boxes, "right"))]
 
 
+def with_fixed(c: Compact, chosen: Order) -> Order:
+    """`chosen` bodies, and the fixed ones that live when one of them does: what these may not lie upon."""
+    inside = np.zeros(len(c), dtype=bool)
+    inside[chosen] = True
+    own = inside[c.owner]
+    change = np.zeros(c.live_sets + 1, dtype=np.int64)
+    np.add.at(change, c.first[own], 1)
+    np.add.at(change, c.last[own], -1)
+    shared = np.concatenate(([0], np.cumsum(np.cumsum(change[:-1]) > 0)))
+    near = (shared[c.last] > shared[c.first]) & ~own & (c.fixed[c.owner] >= 0)
+    return np.concatenate((chosen, np.unique(c.owner[near])))
+
+
 def portfolio_compiled(c: Compact, target: int, deadline: float) -> Placed:
     """Best of the orders for large problems; at least one, the others while there is time and the target not met."""
     best: Placed | None = None

@@ -32,35 +32,46 @@ class Placed:
     method: str
 
 
+def by_size(c: Compact) -> Order:
+    """The first of the static orders by itself."""
+    return _by(*_height_and_span(c))
+
+
 def order_by(c: Compact) -> dict[str, Order]:
     """Static orders by name, most promising first. Largest keys come first; ties by the second key, then by index."""
     bodies = len(c)
-    height = np.zeros(bodies, dtype=c.hi.dtype)
+    height, span = _height_and_span(c)
     area = np.zeros(bodies, dtype=object)
-    span = np.zeros(bodies, dtype=object)
-    np.maximum.at(height, c.owner, c.hi)
     np.add.at(area, c.owner, (c.hi - c.lo).astype(object) * c.span.astype(object))
-    np.add.at(span, c.owner, c.span.astype(object))
     load = np.array(live_bytes(c), dtype=object)
     busiest = np.zeros(bodies, dtype=object)
     start = np.full(bodies, c.live_sets, dtype=np.int64)
     np.minimum.at(start, c.owner, c.first)
     for k in range(len(c.owner)):
         busiest[c.owner[k]] = max(busiest[c.owner[k]], load[c.first[k] : c.last[k]].max())
-
-    def by(*keys: Ints) -> Order:
-        return np.array(sorted(range(bodies), key=lambda i: tuple(-key[i] for key in keys)), dtype=np.int64)
-
     return {
-        "size": by(height, span),
-        "area": by(area),
-        "lifetime": by(span, height),
-        "load": by(busiest, height, span),
-        "load-area": by(busiest, area),
-        "load-lifetime": by(busiest, span, height),
-        "start": by(-start, height),
-        "start-lifetime": by(-start, span),
+        "size": _by(height, span),
+        "area": _by(area),
+        "lifetime": _by(span, height),
+        "load": _by(busiest, height, span),
+        "load-area": _by(busiest, area),
+        "load-lifetime": _by(busiest, span, height),
+        "start": _by(-start, height),
+        "start-lifetime": _by(-start, span),
     }
+
+
+def _height_and_span(c: Compact) -> tuple[Ints, Ints]:
+    """For each body the highest address above its base, and how long its boxes live together."""
+    height = np.zeros(len(c), dtype=c.hi.dtype)
+    span = np.zeros(len(c), dtype=object)
+    np.maximum.at(height, c.owner, c.hi)
+    np.add.at(span, c.owner, c.span.astype(object))
+    return height, span
+
+
+def _by(*keys: Ints) -> Order:
+    return np.array(sorted(range(len(keys[0])), key=lambda i: tuple(-key[i] for key in keys)), dtype=np.int64)
 
 
 def conflicts(c: Compact, limit: int = 10_000_000) -> Conflicts:

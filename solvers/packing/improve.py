@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +10,18 @@ import numpy as np
 from ..result import Status
 from . import cpsat, greedy
 from .compact import Ints, compact
+from .loading import Progress, load_compiled
+from .parts import Part
 from .problem import Body, Box, PackingProblem
 
 if TYPE_CHECKING:
     from .exact import Search
-    from .solve import Part
 
 # CP-SAT's propagation of a 2-D no-overlap is quadratic and worse.
 _CPSAT_BOXES = 1_500
 _SEARCH_PASSES = 500
+# Of the bodies of a large part, so many boxes of the most loaded go to exact search first.
+_HOT_BOXES = 700
 
 
 def improve(
@@ -30,14 +32,12 @@ def improve(
     seed: int,
     workers: int,
     notes: list[str],
-    progress: Callable[[str], None] | None,
+    progress: Progress | None,
 ) -> float:
     """Lower the parts whose peak is above `goal` bytes; raise their bounds. Returns seconds of compiling, not counted.
 
-    `enough`: the goal is the capacity: nothing above it is of use.
+    `enough`: the goal is the capacity: nothing above it is of use, and a part that cannot reach it ends the search.
     """
-    from .solve import load_compiled
-
     compiled, compiling = load_compiled(notes, progress)
     deadline += compiling
     for number, part in enumerate(sorted(hard, key=lambda part: part.peak, reverse=True)):
@@ -49,8 +49,12 @@ def improve(
             _compiled(part, goal, enough, until, seed, workers)
         elif not part.large:
             _promote(part, goal, seed, time.monotonic() + 0.25 * left)
+        if enough and part.bound > goal:  # nothing fits the capacity, whatever becomes of this part and the others
+            break
         if part.peak > max(goal, part.bound) and len(part.form.owner) <= _CPSAT_BOXES:
             _cpsat(part, goal, enough, until, seed, workers)
+            if enough and part.bound > goal:
+                break
         if not enough:
             goal = max(goal, part.peak)  # the peak is the highest part's: others need not be lower
     return compiling
@@ -106,17 +110,17 @@ def _close_in(part: Part, search: Search, goal: int, enough: bool, deadline: flo
 def _hot_first(part: Part, goal: int, deadline: float, seed: int, workers: int) -> None:
     """Thousands of bodies: those that live where the load is highest by exact search, the others fitted around them.
 
-    Where the load is lower there is room for the waste of a first fit.
+    Where the load is lower there is room for the waste of a first fit. Fixed bodies that the hot ones meet are given
+    to the search with them, however low the load is there.
     """
     from . import exact
-    from .fit import hottest, large_orders, place_compiled
-    from .solve import HOT_BOXES
+    from .fit import hottest, large_orders, place_compiled, with_fixed
 
     c = part.form
-    for most in (HOT_BOXES, HOT_BOXES // 3, 2 * HOT_BOXES):
+    for most in (_HOT_BOXES, _HOT_BOXES // 3, 2 * _HOT_BOXES):
         if part.peak <= goal or time.monotonic() >= deadline:
             return
-        hot = hottest(c, most)
+        hot = with_fixed(c, hottest(c, most))
         small = compact(PackingProblem(tuple(_body(part, int(i)) for i in hot)))
         if not exact.fits_memory(small):
             continue

@@ -54,9 +54,11 @@ class PackingProblem:
     def __post_init__(self) -> None:
         if self.ids and len(self.ids) != len(self.bodies):
             raise ValueError(f"{len(self.ids)} ids for {len(self.bodies)} bodies; give one each, or none")
-        if len(set(self.ids)) != len(self.ids):
-            twice = next(name for i, name in enumerate(self.ids) if name in self.ids[:i])
-            raise ValueError(f"id {twice!r} names two bodies; ids must differ")
+        seen: set[str] = set()
+        for name in self.ids:
+            if name in seen:
+                raise ValueError(f"id {name!r} names two bodies; ids must differ")
+            seen.add(name)
         for index, body in enumerate(self.bodies):
             if body.alignment < 1:
                 raise ValueError(f"body {self.name(index)}: alignment {body.alignment} is below 1")

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tensorstow.solvers.packing import (
@@ -15,6 +15,7 @@ from tensorstow.solvers.packing import (
     BanksProblem,
     Body,
     Box,
+    Conflict,
     PackingProblem,
     check_banks,
     check_packing,
@@ -26,6 +27,7 @@ from tensorstow.solvers.packing import (
 from tensorstow.solvers.packing.explain import only
 from tensorstow.solvers.result import Status
 
+from .counting import counted
 from .instances import crowded, cut_rectangle
 
 
@@ -59,6 +61,77 @@ def test_the_subset_does_not_fit_and_is_irreducible(problem: PackingProblem) -> 
         for left_out in conflict.bodies:
             rest = only(problem, [i for i in conflict.bodies if i != left_out])
             assert pack(rest, time_limit_s=60.0).solution is not None
+
+
+@st.composite
+def awkward(draw: st.DrawFn) -> PackingProblem:
+    """Up to six bodies of one or two boxes, which may begin above their base; some aligned, at most one fixed."""
+    made: list[Body] = []
+    for _ in range(draw(st.integers(1, 6))):
+        boxes: list[Box] = []
+        for _ in range(draw(st.sampled_from([1, 1, 2]))):
+            start, lo = draw(st.integers(0, 3)), draw(st.sampled_from([0, 0, 1, 2]))
+            boxes.append(Box(start, start + draw(st.integers(1, 3)), lo, lo + draw(st.integers(1, 6))))
+        made.append(Body(tuple(boxes), draw(st.sampled_from([1, 1, 2, 8]))))
+    if draw(st.booleans()):
+        made[0] = replace(made[0], alignment=1, fixed=draw(st.integers(0, 5)))
+    return PackingProblem(tuple(made), capacity=draw(st.integers(1, 20)))
+
+
+def irreducible(problem: PackingProblem, conflict: Conflict) -> bool:
+    """Whether the bodies named do not fit, and do without any one of them."""
+    rests = [only(problem, [i for i in conflict.bodies if i != left_out]) for left_out in conflict.bodies]
+    return pack(only(problem, conflict.bodies), time_limit_s=60.0).status == Status.INFEASIBLE and all(
+        pack(rest, time_limit_s=60.0).solution is not None for rest in rests
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(awkward())
+@example(PackingProblem((body(0, 1, 2, fixed=3), body(0, 1, 4), body(0, 1, 4)), 8))
+@example(PackingProblem(tuple(body(0, 1, n, a) for n, a in ((1, 8), (2, 1), (5, 8), (5, 8))), 12))
+@example(PackingProblem((Body((Box(0, 1, 1, 2),)),) * 3, 3))
+def test_the_subset_is_irreducible_whatever_the_bodies(problem: PackingProblem) -> None:
+    conflict = explain(problem, time_limit_s=60.0)
+    assert (conflict is None) == (pack(problem, time_limit_s=60.0).status != Status.INFEASIBLE)
+    if conflict is not None:
+        assert problem.capacity is not None
+        assert conflict.needed > problem.capacity
+        assert conflict.irreducible
+        assert irreducible(problem, conflict)
+
+
+def test_padding_alone_is_explained() -> None:
+    problem = PackingProblem((*(body(0, 9, 5, alignment=8) for _ in range(4)), body(0, 9, 1, alignment=4)), 21)
+    conflict = explain(problem)
+    assert conflict is not None
+    assert irreducible(problem, conflict)
+    assert (len(conflict.bodies), conflict.irreducible) == (4, True)
+
+
+def test_a_crowd_is_explained_by_its_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies that only have sizes need no proof for each of them; and for others there is an end to proofs."""
+    crowd = PackingProblem(tuple(body(0, 4, 1) for _ in range(2_000)), capacity=1_999)
+    calls = counted(monkeypatch, "compact")
+    conflict = explain(crowd)
+    assert conflict is not None
+    assert (len(conflict.bodies), conflict.needed, conflict.irreducible) == (2_000, 2_000, True)
+    assert len(calls) < 10
+    late = replace(crowd, bodies=(*crowd.bodies[1:], body(0, 4, 3, alignment=2)), capacity=2_000)
+    calls.clear()
+    conflict = explain(late, time_limit_s=0.0)
+    assert conflict is not None
+    assert (conflict.needed > 2_000, conflict.irreducible) == (True, False)
+    assert len(calls) < 10
+
+
+def test_fixed_bodies_are_not_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = tuple(body(0, 4, 2, fixed=2 * i) for i in range(300))
+    calls = counted(monkeypatch, "check_packing")
+    clash = explain(PackingProblem((*bodies, body(3, 5, 2, fixed=98)), 600))
+    assert clash is not None
+    assert (clash.bodies, clash.method, clash.irreducible) == ((49, 300), "fixed offsets", True)
+    assert len(calls) < 310
 
 
 def test_the_load_bound_names_the_fewest() -> None:
