@@ -25,21 +25,32 @@ the order; residency is then solved exactly over the whole pass, and addresses a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ir.errors import InfeasibleError, TimeLimitError
 from ..ir.plan import Plan
+from ..solvers.engines import AUTO
 from ..solvers.exact import Begin, End, Operator, Tensor, TrafficProblem, TrafficSolution, solve_traffic
+from ..solvers.exact.solve import ENGINES
+from ..solvers.result import Result
 from .cosma_parts import solve_parts
 from .instance import Instance
+from .one_way import bound_nbytes, removable_gaps, store_link
 from .place import place
 from .realise import realise
-from .stays import Decisions, make_stays
+from .stays import Decisions, Placed, Stay, make_stays
 from .strategies import Effort, register
-from .traffic import Search, around_the_end, searched
+from .traffic import around_the_end, search
 from .traffic_choice import pose, solve_choice
 from .traffic_orders import candidate_orders, operator_pairs
+
+OWN_SHARE = 0.25
+"""Of the time, for the program's own order: there is a plan, whatever the division takes."""
+
+DIVISION_SHARE = 2 / 3
+"""Of what is left then, for other orders; the rest is for the residency and the addresses of the best of them."""
 
 
 @register
@@ -49,69 +60,100 @@ class Cosma:
 
     The order that is found goes through the exact residency of `least-traffic`, one pass, as does the program's own
     ("COSMA FS" in the paper); the one that moves less is the plan, so a poor division costs nothing. Up to
-    `offset_steps` operators, addresses are decided in the integer program where packing finds none for the optimum.
-    `engine` is one of `solvers.exact`'s.
+    `offset_steps` operators the integer program decides addresses too, where packing finds none for the optimum; if
+    packing finds none for what it decides either, its own stand. All of it ends with the time limit. `engine` is one
+    of `solvers.exact`'s; "auto" is the instance's where that is one, else HiGHS.
     """
 
     name: ClassVar[str] = "cosma"
     exact_steps: int = 10
     part_steps: int = 8
     offset_steps: int = 5
-    engine: str = "highs"
+    engine: str = AUTO
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan of the better order. TimeLimitError: no addresses were found for either."""
-        half = replace(effort, time_limit_s=effort.time_limit_s / 2)
+        clock = _Clock(effort)
         problem = pose_pass(instance)
-        best: Search | None = None
-        other = self._reordered(instance, half)
-        for posed in (instance, other) if other.order != instance.order else (instance,):
-            best = _better(best, posed, half)
+        best, failure = search(instance, clock.share(OWN_SHARE), one_pass=True)
+        other = self._reordered(instance, clock.share(DIVISION_SHARE))
+        if other.order != instance.order and (best is None or _bound(other, clock) < (best.moved or 0)):
+            share = clock.share(1 / 2 if problem.steps <= self.offset_steps else 1.0)
+            found, _ = search(other, share, one_pass=True)
+            best = found if best is None or (found is not None and (found.moved or 0) < (best.moved or 0)) else best
         if problem.steps <= self.offset_steps and (best is None or (best.moved or 0) > best.bound):
-            plan = self._with_offsets(instance, problem, half)
+            plan = self._with_offsets(instance, problem, clock.share(1.0))
             if plan is not None and (best is None or sum(plan.certificate.moved_nbytes.values()) < (best.moved or 0)):
                 return plan
+        if best is None and clock.left_s > 0:
+            best, failure = search(instance, clock.share(1.0), one_pass=True)
         if best is None:
-            best = searched(instance, half, one_pass=True)  # raises what it raised before, with its numbers
+            assert failure is not None, "the program's order has a plan, or says why not"
+            raise failure
         return realise(best.instance, best.placed, self.name)
+
+    def _engine(self, instance: Instance) -> str:
+        if self.engine != AUTO:
+            return self.engine
+        return instance.engine if instance.engine in ENGINES else "highs"
 
     def _reordered(self, instance: Instance, effort: Effort) -> Instance:
         """The instance in the order of the exact optimum where it is small. Else parts in turn improve the best of the
         simple orders; the next round cuts half a part further on, until two rounds in a row gain nothing."""
-        began = time.monotonic()
+        clock = _Clock(effort)
         length = instance.steps if instance.steps <= self.exact_steps else self.part_steps
-        best, bound, failures, first = instance, _bound(instance, effort), 0, length
+        best, least, failures, first = instance, _least(instance, clock), 0, length
         for order in candidate_orders(instance.graph) if length < instance.steps else ():
-            posed = _posed(instance, order)
-            cost = _bound(posed, effort) if posed is not None else bound
-            best, bound = (posed, cost) if posed is not None and cost < bound else (best, bound)
+            best, least = _lesser(best, least, _posed(instance, order), clock)
         while failures < (2 if length < instance.steps else 1):
-            left = effort.time_limit_s - (time.monotonic() - began)
             try:
-                solution = solve_parts(pose_pass(best), length, time_limit_s=left, engine=self.engine, first=first)
+                limit_s = 0.75 * clock.left_s
+                problem, engine = pose_pass(best), self._engine(instance)
+                solution = solve_parts(problem, length, time_limit_s=limit_s, engine=engine, first=first)
             except TimeLimitError:
                 break
-            posed = in_order(best, solution.order)
-            cost = _bound(posed, effort)
-            failures = 0 if cost < bound else failures + 1
-            best, bound = (posed, cost) if cost < bound else (best, bound)
+            before = best
+            best, least = _lesser(best, least, in_order(best, solution.order), clock)
+            failures = failures + 1 if best is before else 0
             first = length - length // 2 if first == length else length
         return best
 
     def _with_offsets(self, instance: Instance, problem: TrafficProblem, effort: Effort) -> Plan | None:
-        """Addresses inside the integer program; None where it tells too few places apart, or has no answer."""
+        """Order, residency and addresses in one integer program; None where it tells too few places apart, or has no
+        answer that is a plan."""
+        clock = _Clock(effort)
         try:
             whole = replace(problem, offsets=True)
-            solution = solve_traffic(whole, time_limit_s=effort.time_limit_s, engine=self.engine).solution
+            limit_s, engine = 0.75 * clock.left_s, self._engine(instance)
+            solution = solve_traffic(whole, time_limit_s=limit_s, engine=engine).solution
         except ValueError:
             return None
-        if solution is None:
+        posed = None if solution is None else in_order(instance, solution.order)
+        if solution is None or posed is None:
             return None
-        posed = in_order(instance, solution.order)
         decisions = to_decisions(instance, posed, solution)
         stays = make_stays(posed, decisions.evicted)
-        placed = place(posed, stays, decisions, packing_time_s=effort.time_limit_s, seed=effort.seed)
+        # Packed anew, transfers may begin earlier; where that finds no addresses, those of the program are some.
+        placed = place(posed, stays, decisions, packing_time_s=max(0.5, clock.left_s), seed=effort.seed)
+        placed = placed or own_addresses(instance, posed, stays, solution)
         return None if placed is None else realise(posed, placed, self.name)
+
+
+class _Clock:
+    """What is left of one time limit, for all that is done within it."""
+
+    def __init__(self, effort: Effort) -> None:
+        self.effort = effort
+        self.deadline = time.monotonic() + effort.time_limit_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def share(self, part: float) -> Effort:
+        """A part of them."""
+        return replace(self.effort, time_limit_s=part * self.left_s)
 
 
 def _posed(instance: Instance, order: tuple[str, ...]) -> Instance | None:
@@ -122,41 +164,56 @@ def _posed(instance: Instance, order: tuple[str, ...]) -> Instance | None:
         return None
 
 
-def in_order(instance: Instance, order: tuple[int, ...]) -> Instance:
-    """The instance posed anew in another order of its own steps."""
+def in_order(instance: Instance, order: tuple[int, ...]) -> Instance | None:
+    """The instance posed anew in another order of its own steps; None where that does not fit: the integer program
+    counts bytes, and here places begin at multiples of their alignments."""
     if order == tuple(range(instance.steps)):
         return instance
-    names = tuple(instance.order[o] for o in order)
-    return instance.reordered(names)
+    return _posed(instance, tuple(instance.order[o] for o in order))
 
 
-def _better(best: Search | None, instance: Instance, effort: Effort) -> Search | None:
-    """The better of what is known and what is found for an instance; None where neither has addresses."""
-    if best is not None and _bound(instance, effort) >= (best.moved or 0):
-        return best
-    try:
-        found = searched(instance, effort, one_pass=True)
-    except TimeLimitError:
-        return best
-    return found if best is None or (found.moved or 0) < (best.moved or 0) else best
-
-
-def _bound(instance: Instance, effort: Effort) -> int:
-    """What one pass in this order moves at the least."""
+def _choice(instance: Instance, clock: _Clock) -> Result[tuple[bool, ...]]:
     choice = pose(instance, instance.capacity_nbytes, kept_out=around_the_end(instance, True))
-    return int(solve_choice(choice, time_limit_s=effort.time_limit_s / 4, seed=effort.seed).bound or 0)
+    seed = clock.effort.seed
+    return solve_choice(choice, time_limit_s=clock.left_s / 4, seed=seed, engine=instance.engine)
+
+
+def _bound(instance: Instance, clock: _Clock) -> int:
+    """What one pass in this order moves at the least."""
+    return int(_choice(instance, clock).bound or 0)
+
+
+def _least(instance: Instance, clock: _Clock) -> int | None:
+    """What one pass in this order may move, addresses left out; None where what cannot leave is too much, or where time
+    is over before that is known."""
+    fits = max(bound_nbytes(instance), default=0) <= instance.capacity_nbytes
+    found = _choice(instance, clock) if fits and clock.left_s > 0 else None
+    return None if found is None or found.objective is None else int(found.objective)
+
+
+def _lesser(best: Instance, least: int | None, other: Instance | None, clock: _Clock) -> tuple[Instance, int | None]:
+    """The order that moves less, and how much; the first where nothing is known of the other."""
+    cost = None if other is None else _least(other, clock)
+    if other is None or cost is None or (least is not None and cost >= least):
+        return best, least
+    return other, cost
 
 
 def pose_pass(instance: Instance) -> TrafficProblem:
     """One pass of the instance as a problem of `solvers.exact`: items as tensors, operators by their step."""
     number = {item.storage: i for i, item in enumerate(instance.items)}
-    graph = instance.graph
+    graph, one_way = instance.graph, store_link(instance) is None
     arriving, leaving = set(graph.storages_of(graph.inputs)), set(graph.storages_of(graph.outputs))
     tensors: list[Tensor] = []
     for i, item in enumerate(instance.items):
         storage = graph.storage[item.storage]
         begins = Begin.BELOW if item.homed else Begin.ARRIVES if item.storage in arriving else Begin.MADE
-        ends = End.FAST if item.storage in leaving else End.BELOW if item.homed and item.writes else End.FREE
+        changed = item.homed and bool(item.writes)
+        ends = End.BELOW if changed else End.FREE
+        if item.storage in leaving:
+            ends = End.BOTH if changed else End.FAST
+        if changed and one_way:  # it stays from pass to pass
+            begins, ends = Begin.FAST, End.FAST
         tensors.append(Tensor(storage.nbytes, begins, ends, item.nbytes, instance.alignment_of(i)))
     step = {name: t for t, name in enumerate(instance.order)}
     ids = [op.id for op in graph.operators]
@@ -168,17 +225,39 @@ def pose_pass(instance: Instance) -> TrafficProblem:
         for o in instance.order
     ]
     pairs = tuple(sorted((step[ids[a]], step[ids[b]]) for a, b in operator_pairs(graph)))
-    return TrafficProblem(tuple(operators), tuple(tensors), instance.capacity_nbytes, precedence=pairs)
+    capacity = instance.capacity_nbytes
+    return TrafficProblem(tuple(operators), tuple(tensors), capacity, precedence=pairs, one_way=one_way)
 
 
 def to_decisions(instance: Instance, posed: Instance, solution: TrafficSolution) -> Decisions:
     """The gaps of `posed`, the instance in the solution's order, in which items leave."""
     number = {item.storage: i for i, item in enumerate(instance.items)}
     evicted: set[tuple[int, int]] = set()
-    for gap in posed.gaps:
+    for gap in removable_gaps(posed):
         i = number[posed.items[gap.item].storage]
         inside = range(gap.start + 1, min(gap.end, posed.steps - 1) + 1)
         stays = all(i in solution.present[t] and i not in solution.loads[t] for t in inside)
         if gap.end >= posed.steps or not stays:
             evicted.add((gap.item, gap.before))
     return Decisions(frozenset(evicted), {}, prefetch=True)
+
+
+def own_addresses(
+    instance: Instance, posed: Instance, stays: Sequence[Stay], solution: TrafficSolution
+) -> list[Placed] | None:
+    """The stays of `posed` where the solution puts them, transfers while operators wait; None where it moves one
+    between two uses that follow each other, or decided no addresses."""
+    if solution.offsets is None:
+        return None
+    number = {item.storage: i for i, item in enumerate(instance.items)}
+    pairs = zip(solution.present, solution.offsets, strict=True)
+    at = [dict(zip(present, offsets, strict=True)) for present, offsets in pairs]
+    placed: list[Placed] = []
+    for stay in stays:
+        i = number[posed.items[stay.item].storage]
+        places = {at[t % posed.steps].get(i) for t in range(stay.first, stay.last + 1)}
+        offset = places.pop()
+        if places or offset is None:
+            return None
+        placed.append(Placed(stay, offset, stay.first, posed.steps if stay.always else stay.last + 1))
+    return placed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 from ..ir.errors import TimeLimitError
 from ..solvers.exact import Begin, End, Operator, Tensor, TrafficProblem, TrafficSolution, solve_traffic
@@ -20,7 +21,7 @@ def solve_parts(
     """
     began = time.monotonic()
     state = _Pass(problem)
-    parts = _parts(problem, length, length if first is None else first)
+    parts = divide(problem.steps, length, length if first is None else first)
     for number, part in enumerate(parts):
         left = time_limit_s - (time.monotonic() - began)
         state.run(part, time_limit_s=left / (len(parts) - number), engine=engine)
@@ -29,20 +30,10 @@ def solve_parts(
     )
 
 
-def _parts(problem: TrafficProblem, length: int, first: int) -> list[tuple[int, ...]]:
-    """Runs of `length` operators, and longer where a tensor would be half made at a run's end."""
-    open_until = [0] * problem.steps
-    for writers in problem.writers:
-        for w in writers[:-1]:
-            open_until[w] = max(open_until[w], writers[-1])
-    parts: list[tuple[int, ...]] = []
-    begin = until = 0
-    for o in range(problem.steps):
-        until = max(until, open_until[o])
-        if (o + 1 - begin >= (length if parts else first) and until <= o) or o == problem.steps - 1:
-            parts.append(tuple(range(begin, o + 1)))
-            begin = o + 1
-    return parts
+def divide(steps: int, length: int, first: int) -> list[tuple[int, ...]]:
+    """Runs of `length` operators, the first of `first`, the last of what is left."""
+    begins = [0, *range(first, steps, length)] if steps else []
+    return [tuple(range(a, b)) for a, b in pairwise([*begins, steps])]
 
 
 class _Pass:
@@ -106,9 +97,11 @@ class _Pass:
             for op in (problem.operators[o] for o in part)
         )
         place = {o: n for n, o in enumerate(part)}
-        pairs = tuple((place[a], place[b]) for a, b in problem.precedence if a in place and b in place)
+        # What a tensor's writers and readers ask of the order holds where the part finds it made, too.
+        pairs = tuple((place[a], place[b]) for a, b in sorted(problem.before) if a in place and b in place)
         order = tuple(range(len(part))) if problem.order is not None else None
-        return members, TrafficProblem(operators, tuple(tensors), problem.capacity_nbytes, pairs, order)
+        capacity = problem.capacity_nbytes
+        return members, TrafficProblem(operators, tuple(tensors), capacity, pairs, order, one_way=problem.one_way)
 
 
 def _solve_part(local: TrafficProblem, time_limit_s: float, engine: str) -> Result[TrafficSolution]:

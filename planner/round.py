@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..solvers.residency import rounding
 from .instance import Instance
+from .one_way import bound_nbytes, store_link
 from .stays import Decisions
 
 PART_NBYTES = 256 << 10
@@ -72,7 +73,10 @@ def fluid(
     """
     evicted: set[int] = set()
     kept: dict[tuple[int, int], int] = {}
+    back = store_link(instance) is not None
     for g, gap in enumerate(instance.gaps):
+        if not (back or gap.clean):  # it cannot leave: a link of almost no rate let the LP think of it
+            continue
         nbytes = instance.items[gap.item].nbytes
         unit = instance.block_nbytes
         stays = int((1.0 - absent[g]) * nbytes) // unit * unit
@@ -85,8 +89,9 @@ def fluid(
 
 
 def threshold(instance: Instance, absent: Sequence[float]) -> set[int]:
-    """Indices of the gaps that the LP wants absent for more than a half."""
-    return {g for g in range(len(instance.gaps)) if absent[g] > 0.5}
+    """Indices of the gaps that the LP wants absent for more than a half, but for those in which nothing can leave."""
+    back = store_link(instance) is not None
+    return {g for g, gap in enumerate(instance.gaps) if absent[g] > 0.5 and (back or gap.clean)}
 
 
 def spare_small(instance: Instance, evicted: set[int]) -> set[int]:
@@ -142,10 +147,13 @@ def kept_profile(instance: Instance, evicted: set[int]) -> NDArray[np.int64]:
 
 
 def _pauses(instance: Instance) -> rounding.Pauses:
-    """The gaps, with the bytes that their items take when placed."""
-    rows = [(g.start, g.end, instance.items[g.item].nbytes) for g in instance.gaps]
+    """The gaps, with the bytes that their items take when placed; those in which nothing can leave count beside them,
+    with each step's own bytes."""
+    back = store_link(instance) is not None
+    rows = [(g.start, g.end, instance.items[g.item].nbytes if back or g.clean else 0) for g in instance.gaps]
     start, end, nbytes = np.asarray(rows, dtype=np.int64).reshape(-1, 3).T
-    return rounding.Pauses(start, end, nbytes, np.asarray(instance.base_nbytes, dtype=np.int64))
+    base = instance.base_nbytes if back else bound_nbytes(instance)
+    return rounding.Pauses(start, end, nbytes, np.asarray(base, dtype=np.int64))
 
 
 def _mask(instance: Instance, evicted: set[int]) -> NDArray[np.bool_]:

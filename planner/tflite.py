@@ -8,15 +8,19 @@ does: greedy by size, each at the best gap between those already placed that liv
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from ..ir.errors import TimeLimitError
 from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from .instance import Instance
 from .items import round_up
+from .one_way import bound_nbytes, removable_gaps, require_room
 from .realise import realise
 from .stays import Placed, Stay, make_stays
 from .strategies import Effort, register
@@ -42,8 +46,7 @@ class TfliteBelady:
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan under the largest room for the replacement for which the allocation fits."""
-        del effort
-        return _fitted(instance, self.name, farthest)
+        return _fitted(instance, effort, self.name, farthest)
 
 
 @register
@@ -56,14 +59,18 @@ class TfliteGreedy:
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
         """The plan under the largest room for the replacement for which the allocation fits."""
-        del effort
-        return _fitted(instance, self.name, least_bytes)
+        return _fitted(instance, effort, self.name, least_bytes)
 
 
-def _fitted(instance: Instance, name: str, victims: Victims) -> Plan:
-    capacity = instance.capacity_nbytes
+def _fitted(instance: Instance, effort: Effort, name: str, victims: Victims) -> Plan:
+    """Raises InfeasibleError where what cannot leave is too much, TimeLimitError where no room has an allocation, or
+    time is over before one is found: of the rooms left only the smallest is tried then."""
+    require_room(instance)
+    capacity, deadline = instance.capacity_nbytes, time.monotonic() + effort.time_limit_s
     tried: set[frozenset[tuple[int, int]]] = set()
     for cut in range(ROOMS + 1):
+        if 0 < cut < ROOMS and time.monotonic() > deadline:
+            continue
         evicted = replace_tensors(instance, capacity - capacity * cut // ROOMS, victims)
         if evicted in tried:
             continue
@@ -72,28 +79,30 @@ def _fitted(instance: Instance, name: str, victims: Victims) -> Plan:
         if placed is not None:
             return realise(instance, placed, name)
     raise TimeLimitError(
-        f"strategy '{name}' has no greedy allocation inside {format_size(instance.fast.usable_nbytes)} of tier "
-        f"'{instance.fast.name}'; give it more memory, or take a strategy that searches for addresses"
+        f"strategy '{name}' found no greedy allocation inside {format_size(instance.fast.usable_nbytes)} of tier "
+        f"'{instance.fast.name}'; give it more memory or time, or take a strategy that searches for addresses"
     )
 
 
 def replace_tensors(instance: Instance, capacity_nbytes: int, victims: Victims) -> frozenset[tuple[int, int]]:
-    """Gaps in which items leave, as replacement decides in one walk over the pass. A step whose operands exceed the
-    capacity holds them alone. No weight stays from one pass to the next, where its last gap lets it leave."""
-    open_gap: dict[tuple[int, int], int] = {(g.item, g.start): g.before for g in instance.gaps}
+    """Gaps in which items leave, as replacement decides in one walk over the pass. A step whose operands, and what
+    cannot leave, exceed the capacity holds them alone. No weight stays from one pass to the next, where its last gap
+    lets it leave."""
+    gaps, bound = removable_gaps(instance), bound_nbytes(instance)
+    open_gap: dict[tuple[int, int], int] = {(g.item, g.start): g.before for g in gaps}
     touching: list[list[int]] = [[] for _ in range(instance.steps)]
     for i, item in enumerate(instance.items):
         for t in item.touches:
             touching[t].append(i)
-    evicted = {(g.item, g.before) for g in instance.gaps if g.end >= instance.steps}
+    evicted = {(g.item, g.before) for g in gaps if g.end >= instance.steps}
     last = {i: item.touches[-1] for i, item in enumerate(instance.items)}
     following = [dict(zip(item.touches, item.touches[1:], strict=False)) for item in instance.items]
     idle: dict[int, tuple[int, int]] = {}  # item on chip without being used now: its latest use, its next one
     for t in range(instance.steps):
         for i in touching[t]:
             idle.pop(i, None)
-        used = instance.base_nbytes[t] + sum(instance.items[i].nbytes for i in idle)
-        over = used - max(capacity_nbytes, instance.base_nbytes[t])
+        used = bound[t] + sum(instance.items[i].nbytes for i in idle)
+        over = used - max(capacity_nbytes, bound[t])
         if over > 0:
             for i in victims(instance, {i: until for i, (_, until) in idle.items()}, over):
                 evicted.add((i, open_gap[i, idle.pop(i)[0]]))
@@ -131,18 +140,18 @@ def allocate(instance: Instance, stays: list[Stay]) -> list[Placed] | None:
     """Greedy by size with best fit; transfers block. None where what it reaches is above the capacity."""
     steps = instance.steps
     placed: list[Placed] = []
-    for stay in sorted(stays, key=lambda s: (not s.always, -s.nbytes, s.first, s.item)):
+    start, end = np.zeros((2, len(stays)), dtype=np.int64)
+    for n, stay in enumerate(sorted(stays, key=lambda s: (not s.always, -s.nbytes, s.first, s.item))):
         own = Placed(stay, -1, stay.first, steps if stay.always else stay.last + 1)
-        around = sorted((p for p in placed if _meet(p, own, steps)), key=lambda p: p.offset)
+        meets = (start[:n] - own.start) % steps < own.end - own.start
+        meets |= (own.start - start[:n]) % steps < end[:n] - start[:n]
+        around = sorted((placed[k] for k in np.flatnonzero(meets)), key=lambda p: p.offset)
         own.offset = _best_fit(around, own.nbytes, instance.alignment_of(stay.item))
         if own.offset + own.nbytes > instance.capacity_nbytes:
             return None
+        start[n], end[n] = own.start, own.end
         placed.append(own)
     return placed
-
-
-def _meet(p: Placed, q: Placed, steps: int) -> bool:
-    return (p.start - q.start) % steps < q.end - q.start or (q.start - p.start) % steps < p.end - p.start
 
 
 def _best_fit(around: list[Placed], nbytes: int, alignment: int) -> int:

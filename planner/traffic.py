@@ -15,6 +15,7 @@ from ..ir.plan import Plan
 from ..ir.sizes import format_size
 from ..solvers.result import Status
 from .instance import Instance
+from .one_way import removable_gaps, require_room
 from .place import place
 from .realise import realise
 from .stays import Decisions, Placed, make_stays
@@ -27,7 +28,7 @@ __all__ = ["LeastTraffic", "Search", "around_the_end", "fluid_nbytes", "least_tr
 
 def around_the_end(instance: Instance, one_pass: bool) -> list[tuple[int, int]]:
     """The gaps that lead from one pass into the next, if every pass is to stand alone."""
-    return [(g.item, g.before) for g in instance.gaps if one_pass and g.end >= instance.steps]
+    return [(g.item, g.before) for g in removable_gaps(instance) if one_pass and g.end >= instance.steps]
 
 
 CUTS = (0.0, 0.003, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.22, 0.3, 0.4, 0.55, 0.75, 1.0)
@@ -83,7 +84,7 @@ class Search:
             self.instance, capacity - int(cut * capacity), kept_out=around_the_end(self.instance, self.one_pass)
         )
         time_s = max(0.5, self.left_s / (2 if cut == 0.0 else 6))
-        result = solve_choice(choice, time_limit_s=time_s, seed=self.effort.seed)
+        result = solve_choice(choice, time_limit_s=time_s, seed=self.effort.seed, engine=self.instance.engine)
         if result.status is Status.ERROR:
             raise InputError(f"the bytes of '{self.instance.graph.name}' cannot be summed exactly: {result.detail}")
         if cut == 0.0:
@@ -93,7 +94,7 @@ class Search:
     def accept(self, chosen: tuple[bool, ...]) -> bool:
         """Whether addresses are found for a choice; the one that moves least is kept."""
         instance = self.instance
-        pairs = zip(instance.gaps, chosen, strict=True)
+        pairs = zip(removable_gaps(instance), chosen, strict=True)
         evicted = frozenset((gap.item, gap.before) for gap, away in pairs if away)
         decisions = Decisions(evicted, {}, prefetch=True)
         stays = make_stays(instance, evicted)
@@ -111,23 +112,35 @@ class Search:
 def least_traffic(instance: Instance, effort: Effort) -> tuple[Decisions, int, int, Status]:
     """Decisions with addresses that move the fewest bytes a pass in this order, those bytes, the proven bound in bytes
     of whole-item plans of this order, and OPTIMAL where both are equal. TimeLimitError: no addresses were found."""
-    search = searched(instance, effort)
-    assert search.decisions is not None and search.moved is not None
-    status = Status.OPTIMAL if search.moved <= search.bound else Status.FEASIBLE
-    return search.decisions, search.moved, search.bound, status
+    found = searched(instance, effort)
+    assert found.decisions is not None and found.moved is not None
+    status = Status.OPTIMAL if found.moved <= found.bound else Status.FEASIBLE
+    return found.decisions, found.moved, found.bound, status
 
 
 def searched(instance: Instance, effort: Effort, *, one_pass: bool = False) -> Search:
-    """The search, run. `one_pass`: no weight stays for the next pass. TimeLimitError: no addresses were found."""
-    search = Search(instance, effort, one_pass)
-    search.run()
-    if search.decisions is None:
+    """The search, run. `one_pass`: no weight stays for the next pass. TimeLimitError: no addresses were found;
+    InfeasibleError: what cannot leave is too much."""
+    require_room(instance)
+    found = Search(instance, effort, one_pass)
+    found.run()
+    if found.decisions is None:
         raise TimeLimitError(
             f"no addresses were found inside {format_size(instance.fast.usable_nbytes)} of tier "
             f"'{instance.fast.name}' in {effort.time_limit_s:g} s; the largest working set takes "
             f"{format_size(max(instance.base_nbytes) + instance.workspace_nbytes)}; give it more memory or time"
         )
-    return search
+    return found
+
+
+def search(
+    instance: Instance, effort: Effort, *, one_pass: bool = False
+) -> tuple[Search | None, TimeLimitError | InfeasibleError | None]:
+    """`searched`, or what it raises."""
+    try:
+        return searched(instance, effort, one_pass=one_pass), None
+    except (TimeLimitError, InfeasibleError) as error:
+        return None, error
 
 
 @register
@@ -140,20 +153,26 @@ class LeastTraffic:
     reorder: bool = True
 
     def plan(self, instance: Instance, effort: Effort) -> Plan:
-        """The plan that moves the fewest bytes over the orders that were tried."""
+        """The plan that moves the fewest bytes over the orders that were tried. Raises what the program's order raises
+        where none has a plan."""
         began = time.monotonic()
         share = replace(effort, time_limit_s=effort.time_limit_s / (2 if self.reorder else 1))
-        best = searched(instance, share)
-        for order in candidate_orders(instance.graph) if self.reorder and best.moved else ():
+        best, failure = search(instance, share)
+        orders = candidate_orders(instance.graph) if self.reorder and (best is None or best.moved) else []
+        for order in orders:
             left = effort.time_limit_s - (time.monotonic() - began)
             if left <= 0:
                 break
             try:
                 other = instance.reordered(order)
-                found = solve_choice(pose(other, other.capacity_nbytes), time_limit_s=left / 2, seed=effort.seed)
-                if (found.bound or 0) < (best.moved or 0):
-                    search = searched(other, replace(effort, time_limit_s=left / 2))
-                    best = search if (search.moved or 0) < (best.moved or 0) else best
-            except (InfeasibleError, TimeLimitError):
+                choice = pose(other, other.capacity_nbytes)
+                found = solve_choice(choice, time_limit_s=left / 2, seed=effort.seed, engine=instance.engine)
+            except InfeasibleError:
                 continue  # what arrives first or leaves last makes a working set larger; the program's order stands
+            if best is None or (found.bound or 0) < (best.moved or 0):
+                better, _ = search(other, replace(effort, time_limit_s=left / 2))
+                best = better if best is None or (better and (better.moved or 0) < (best.moved or 0)) else best
+        if best is None:
+            assert failure is not None, "an order has addresses, or says why not"
+            raise failure
         return realise(best.instance, best.placed, self.name)

@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 
 from ..solvers.builder import ProgramBuilder
+from ..solvers.engines import AUTO, linear_engine, solve_whole, whole_engines
 from ..solvers.exact.digits import unit_of
-from ..solvers.linear import Highs, LinearProgram, safe_bound
+from ..solvers.linear import ENGINES, Highs, LinearAnswer, LinearProgram, safe_bound
 from ..solvers.result import Result, Status
 from .instance import Instance
 from .items import ItemGap
+from .one_way import bound_nbytes, removable_gaps
 
 LARGEST_UNITS = 1 << 30
 """Sums up to here are HiGHS's to compare: its floats tell single units apart. Larger ones go to CP-SAT's integers."""
@@ -44,7 +46,7 @@ ENGINE_DOUBT = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The integer program of one instance. Columns: gaps, then the dirty items.
+    """The integer program of one instance. Columns: the gaps in which items can leave, then the dirty items.
 
     Each row is (gaps, least bytes away, bytes of each); `gap_nbytes` move at the end of each gap, `store_nbytes` per
     dirty item once.
@@ -72,34 +74,32 @@ def pose(
     instance: Instance, capacity_nbytes: int, *, kept_out: Iterable[tuple[int, int]] = (), padded: bool = True
 ) -> Choice:
     """The choices of `instance` under a capacity. Gaps in `kept_out` are away in any case; without `padded` items take
-    the bytes that they move, which relaxes every way of splitting them. A step whose operands alone are above the
-    capacity may hold just those."""
+    the bytes that they move, which relaxes every way of splitting them. A step whose operands, with what cannot leave,
+    are above the capacity may hold just those."""
     payload = [instance.graph.storage[i.storage].nbytes for i in instance.items]
     room = [i.nbytes for i in instance.items] if padded else payload
     away = frozenset(kept_out)
-    base = [0] * instance.steps
-    for i, item in enumerate(instance.items):
-        for t in item.touches:
-            base[t] += room[i]
+    movable = removable_gaps(instance)
+    base = bound_nbytes(instance, room)
     around: list[list[int]] = [[] for _ in base]
-    for g, gap in enumerate(instance.gaps):
+    for g, gap in enumerate(movable):
         for t in range(gap.start + 1, gap.end):
             around[t % instance.steps].append(g)
-    sizes = [room[gap.item] for gap in instance.gaps]
+    sizes = [room[gap.item] for gap in movable]
     needed: dict[tuple[int, ...], int] = {}
     for t, gaps in enumerate(around):
         least = base[t] + sum(sizes[g] for g in gaps) - max(capacity_nbytes, base[t])
         if least > 0:
             needed[tuple(gaps)] = max(least, needed.get(tuple(gaps), 0))
     forced = [
-        ((g,), max(1, sizes[g]), (max(1, sizes[g]),)) for g, n in enumerate(instance.gaps) if (n.item, n.before) in away
+        ((g,), max(1, sizes[g]), (max(1, sizes[g]),)) for g, n in enumerate(movable) if (n.item, n.before) in away
     ]
-    version = [_version(instance, gap) for gap in instance.gaps]
+    version = [_version(instance, gap) for gap in movable]
     number = {v: s for s, v in enumerate(sorted({v for v in version if v is not None}))}
     return Choice(
-        gaps=tuple((gap.item, gap.before) for gap in instance.gaps),
+        gaps=tuple((gap.item, gap.before) for gap in movable),
         rows=tuple((gaps, least, tuple(sizes[g] for g in gaps)) for gaps, least in needed.items()) + tuple(forced),
-        gap_nbytes=tuple(payload[gap.item] for gap in instance.gaps),
+        gap_nbytes=tuple(payload[gap.item] for gap in movable),
         store_nbytes=tuple(payload[item] for item, _ in number),
         store_of=tuple(None if v is None else number[v] for v in version),
     )
@@ -117,8 +117,9 @@ def _version(instance: Instance, gap: ItemGap) -> tuple[int, int] | None:
     return gap.item, latest
 
 
-def solve_choice(choice: Choice, *, time_limit_s: float, seed: int = 0) -> Result[tuple[bool, ...]]:
-    """The gaps to leave in, by HiGHS, or by CP-SAT where sums are beyond the floats of HiGHS or it has no proof.
+def solve_choice(choice: Choice, *, time_limit_s: float, seed: int = 0, engine: str = AUTO) -> Result[tuple[bool, ...]]:
+    """The gaps to leave in, by `engine` (one of `engines.NAMES`; HiGHS if it may be any), or by CP-SAT where sums are
+    beyond the floats of that one or it has no proof.
 
     Objective and bound are bytes. OPTIMAL: both are equal. A bound from branch and bound is taken off by what
     tolerances could have added, then raised to the next multiple of the bytes' greatest common divisor.
@@ -132,7 +133,7 @@ def solve_choice(choice: Choice, *, time_limit_s: float, seed: int = 0) -> Resul
     largest = max(sum(choice.gap_nbytes) // unit, max(sum(sizes) for _, _, sizes in choice.rows) // _row_unit(choice))
     found: Result[tuple[bool, ...]] | None = None
     if largest <= LARGEST_UNITS:
-        found = _by_highs(choice, unit, 0.7 * time_limit_s)
+        found = _in_floats(choice, unit, 0.7 * time_limit_s, engine)
     if found is None or found.status is not Status.OPTIMAL:
         left = time_limit_s - (time.monotonic() - began)
         found = _by_cpsat(choice, unit, left, seed, found)
@@ -163,33 +164,44 @@ def _program(choice: Choice, unit: int) -> LinearProgram:
     return builder.program(np.array(cost, dtype=np.float64))
 
 
-def _relaxed(program: LinearProgram, unit: int, time_limit_s: float) -> int:
+def _relaxed(program: LinearProgram, unit: int, time_limit_s: float, engine: str) -> int:
     """A bound in bytes by weak duality, which no tolerance of an engine can make wrong."""
-    answer = Highs(program).solve(time_limit_s)
+    answer = ENGINES[linear_engine(engine)](program, time_limit_s)
     if answer.duals is None:
         return 0
     return max(0, math.ceil(safe_bound(program, answer.duals))) * unit
 
 
-def _by_highs(choice: Choice, unit: int, time_limit_s: float) -> Result[tuple[bool, ...]]:
+def _in_floats(choice: Choice, unit: int, time_limit_s: float, engine: str) -> Result[tuple[bool, ...]]:
+    """By HiGHS or CBC; of what CP-SAT is asked for the bound of the relaxation alone."""
     began = time.monotonic()
     program = _program(choice, unit)
-    bound = _relaxed(program, unit, time_limit_s)
-    highs = Highs(replace(program, integer=np.ones(len(program.cost), dtype=np.bool_)))
-    highs.option("mip_rel_gap", 0.0)
-    highs.option("mip_abs_gap", 0.0)
-    highs.option("mip_feasibility_tolerance", 1e-9)
-    answer = highs.solve(time_limit_s - (time.monotonic() - began))
+    bound = _relaxed(program, unit, time_limit_s, engine)
+    name = whole_engines(engine)[0]
+    method = f"MIP by {name}"
+    if name == "cpsat":
+        return Result(Status.UNKNOWN, None, None, bound, time.monotonic() - began, method)
+    whole = replace(program, integer=np.ones(len(program.cost), dtype=np.bool_))
+    left_s = time_limit_s - (time.monotonic() - began)
+    answer = _by_highs(whole, left_s) if name == "highs" else solve_whole(whole, name, left_s)
     if answer.bound is not None and math.isfinite(answer.bound):
         doubt = ENGINE_DOUBT * len(program.cost) + 1e-9 * abs(answer.bound)
         bound = max(bound, math.ceil(answer.bound - doubt) * unit)
     seconds = time.monotonic() - began
     away = tuple(bool(v > 0.5) for v in answer.values[: len(choice.gaps)]) if answer.values is not None else None
     if away is None or not choice.holds(away):
-        return Result(Status.UNKNOWN, None, None, bound, seconds, "MIP by highs", answer.detail)
+        return Result(Status.UNKNOWN, None, None, bound, seconds, method, answer.detail)
     moved = choice.moved(away)
     status = Status.OPTIMAL if moved <= bound else Status.FEASIBLE
-    return Result(status, away, moved, min(bound, moved), seconds, "MIP by highs", answer.detail)
+    return Result(status, away, moved, min(bound, moved), seconds, method, answer.detail)
+
+
+def _by_highs(program: LinearProgram, time_limit_s: float) -> LinearAnswer:
+    highs = Highs(program)
+    highs.option("mip_rel_gap", 0.0)
+    highs.option("mip_abs_gap", 0.0)
+    highs.option("mip_feasibility_tolerance", 1e-9)
+    return highs.solve(time_limit_s)
 
 
 def _by_cpsat(
@@ -261,5 +273,5 @@ def fluid_nbytes(instance: Instance, *, time_limit_s: float = 60.0) -> int:
             row = builder.add_rows(1, 0.0, np.inf)
             builder.put(np.repeat(row, 2), np.array([stores[s], g], dtype=np.int64), np.array([1.0, -1.0]))
     program = builder.program(np.array((*choice.gap_nbytes, *choice.store_nbytes), dtype=np.float64))
-    answer = Highs(program).solve(time_limit_s)
+    answer = ENGINES[linear_engine(instance.engine)](program, time_limit_s)
     return 0 if answer.duals is None else max(0, math.floor(safe_bound(program, answer.duals)))

@@ -36,6 +36,8 @@ OVERRUN, GRACE_S = 2.0, 5.0
 """A worker is stopped this many times its limit and that much later: a strategy stops itself well before."""
 START_S = 120.0
 """Until a worker has imported what it needs, on a machine that does much else."""
+LONGEST_WAIT_S = 3600.0
+"""Limits may be years, or none; the system counts the milliseconds of one wait in 32 bits. It is begun again."""
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 Progress = Callable[[str, float], None]
@@ -175,8 +177,11 @@ def run_in_workers(
 
 def _wait(workers: Sequence[_Worker]) -> None:
     """Until one of them says something, ends, or has had its time."""
+    if any(w.answer is not None for w in workers):
+        return
     patience = min(w.deadline for w in workers) - time.monotonic()
-    wait([*(w.connection for w in workers), *(w.process.sentinel for w in workers)], max(0.0, patience))
+    ends = [*(w.connection for w in workers), *(w.process.sentinel for w in workers)]
+    wait(ends, min(max(0.0, patience), LONGEST_WAIT_S))
 
 
 class _Worker:
@@ -196,11 +201,21 @@ class _Worker:
         self.process = get_context("spawn").Process(
             target=_work, args=(theirs, log, memory_limit_nbytes, payload), daemon=True
         )
-        self.process.start()
-        theirs.close()
+        try:
+            self.process.start()
+        except OSError as error:  # it costs its own row, as everything else that a worker may do
+            how = (
+                "died before it had read what to plan" if isinstance(error, BrokenPipeError) else "could not be started"
+            )
+            reason = f"the worker {how}, as where memory runs out: {type(error).__name__}: {error}"
+            self.answer = Outcome(task.effort.seed, None, None, "crashed", reason, time.monotonic() - self.began)
+        finally:
+            theirs.close()
 
     def listen(self) -> bool:
         """Take what the worker says; whether it is done, has died, or has had its time."""
+        if self.answer is not None:
+            return True
         # Before reading: what it said last is then in the pipe. Asked so that its number is not free for others yet.
         dead = bool(wait([self.process.sentinel], 0))
         with suppress(EOFError, OSError):
@@ -224,7 +239,9 @@ class _Worker:
 
     def stop(self) -> None:
         """End the worker and whatever it started."""
-        assert self.process.pid is not None
+        if self.process.pid is None:  # it never came to be one
+            self.connection.close()
+            return
         with suppress(ProcessLookupError, PermissionError):  # it has no group of its own yet, or none any more
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()

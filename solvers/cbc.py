@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from .linear import LinearAnswer, LinearProgram
+from .linear import LONGEST_S, LinearAnswer, LinearProgram
 from .result import Status
 
 TOLERANCE = 1e-9
 """What is asked of CBC for rows and for whole numbers; by itself it would be 1e-7 and 1e-6."""
 
-_LOWER_BOUND = re.compile(r"^\s*(?:Lower bound|best possible)[: ]\s*(-?[\d.eE+-]+)", re.MULTILINE)
+_LOWER_BOUND = re.compile(r"^\s*Lower bound:\s*(-?[\d.eE+-]+)", re.MULTILINE)
+"""How CBC ends its log when it was stopped. What it calls 'best possible' on the way may be that of a smaller program
+inside a heuristic."""
+
+PRINTED = 5e-4
+"""By how much a bound may be below what is printed of it: three digits behind the point, whatever its size."""
 
 
 def solve_cbc(program: LinearProgram, time_limit_s: float) -> LinearAnswer:
@@ -39,7 +44,7 @@ def _solve(program: LinearProgram, time_limit_s: float, folder: Path) -> LinearA
     log = folder / "log"
     engine = api.PULP_CBC_CMD(
         msg=False,
-        timeLimit=time_limit_s,
+        timeLimit=min(time_limit_s, LONGEST_S),
         gapRel=0.0,
         gapAbs=0.0,
         logPath=str(log),
@@ -79,8 +84,8 @@ def _bound(log: Path, program: LinearProgram) -> float | None:
 
 
 def _printed(value: float) -> float:
-    """A bound that was printed with some six digits."""
-    return value - 1e-5 * abs(value) if abs(value) > TOLERANCE else value - TOLERANCE
+    """The least that a bound may be that was printed so."""
+    return value - PRINTED - TOLERANCE * abs(value)
 
 
 def _model(api: Any, program: LinearProgram) -> tuple[Any, list[tuple[str, str]]]:

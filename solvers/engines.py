@@ -117,8 +117,8 @@ def _solve(program: LinearProgram, engine: str, deadline: float, hint: Hint | No
         scaled = replace(left, cost=left.cost / largest)
         answer = _guarded(engine, scaled, deadline - time.monotonic(), hint, gap / largest)
         answer = _checked(program, answer, largest, gap, deadline)
-        if answer.values is None and best is not None and answer.status is not Status.INFEASIBLE:
-            return replace(best, status=Status.FEASIBLE, bound=answer.bound, detail=answer.detail)
+        if best is not None:
+            answer = _with_known(program, best, answer, gap)
         if answer.status is not Status.OPTIMAL:
             return answer
         best = answer
@@ -126,6 +126,28 @@ def _solve(program: LinearProgram, engine: str, deadline: float, hint: Hint | No
         if not 0 < _most_added(narrower) <= SMALL_SHARE * largest:
             return answer
         left = narrower
+
+
+def _with_known(program: LinearProgram, known: LinearAnswer, answer: LinearAnswer, gap: float) -> LinearAnswer:
+    """What is known after a run among what costs no more than `known`: the cheaper answer, and the higher bound.
+
+    An engine that calls this infeasible is disproved by `known` itself, which is among it.
+    """
+    assert known.values is not None
+    least = float(program.cost @ known.values)
+    cheaper = answer.values is not None and float(program.cost @ answer.values) <= least
+    if cheaper and answer.status is Status.OPTIMAL:
+        return answer
+    detail = answer.detail
+    if answer.status is Status.INFEASIBLE:
+        detail = f"an engine calls infeasible what has an answer: {detail}"
+    values = answer.values if cheaper else known.values
+    assert values is not None
+    objective = float(program.cost @ values)
+    bounds = [b for b in (known.bound, None if answer.bound is None else min(answer.bound, least)) if b is not None]
+    bound = min(max(bounds), objective) if bounds else None
+    proven = bound is not None and objective - bound <= max(gap, 1e-6 * abs(objective))
+    return LinearAnswer(Status.OPTIMAL if proven else Status.FEASIBLE, values, None, bound, detail)
 
 
 def _row_scaled(program: LinearProgram) -> LinearProgram:

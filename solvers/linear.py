@@ -57,6 +57,9 @@ class LinearAnswer:
     detail: str = ""
 
 
+LONGEST_S = 1e9
+"""No search lasts so long. Engines that count whole milliseconds, or read a number, are given no more, nor infinity."""
+
 Engine = Callable[[LinearProgram, float], LinearAnswer]
 
 
@@ -192,7 +195,7 @@ def solve_glop(program: LinearProgram, time_limit_s: float) -> LinearAnswer:
     for column, cost in zip(columns, program.cost, strict=True):
         solver.Objective().SetCoefficient(column, float(cost))
     solver.Objective().SetMinimization()
-    solver.SetTimeLimit(max(1, int(1000 * time_limit_s)))
+    solver.SetTimeLimit(max(1, int(1000 * min(time_limit_s, LONGEST_S))))
     state = solver.Solve()
     if state == pywraplp.Solver.INFEASIBLE:
         return LinearAnswer(Status.INFEASIBLE, None, None)

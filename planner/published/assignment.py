@@ -7,8 +7,9 @@ from math import sqrt
 
 from ...solvers.heap import Heap
 from ..instance import Instance
+from ..one_way import store_link
 from ..stays import Decisions, Placed, Stay, make_stays
-from .common import Proposal, load_link, payload_nbytes, store_link, use_blocks
+from .common import Proposal, load_link, payload_nbytes, use_blocks
 from .intervals import Clock, CopyResource, Ratios, eviction_end, prefetch_starts
 
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...ir.errors import TimeLimitError
+from ...ir.errors import InfeasibleError, TimeLimitError
 from ...ir.plan import Plan
 from ...ir.sizes import format_size
 from ...solvers.residency.recompute_stages import StageProblem, StageSolution, solve_stages
@@ -68,11 +68,16 @@ def plan_by_stages(
         if left <= 0:
             break
         problem = stage_problem(instance, flow, room - int(cut * (room - least)), paging=paging)
-        result = solve_stages(problem, time_limit_s=left / 2, exact=steps <= exact_steps)
+        engine = instance.engine
+        result = solve_stages(problem, time_limit_s=left / 2, exact=steps <= exact_steps, engine=engine)
         if result.status == Status.UNKNOWN and steps <= exact_steps:
-            result = solve_stages(problem, time_limit_s=left / 4, exact=False)
+            result = solve_stages(problem, time_limit_s=left / 4, exact=False, engine=engine)
         if result.status == Status.INFEASIBLE and cut == 0.0:
-            raise too_small(instance, name, instance.capacity_nbytes + 1)
+            raise InfeasibleError(
+                f"strategy '{name}' keeps weights and states, and no choice of what else stays and what is made again "
+                f"fits '{instance.graph.name}' into {format_size(instance.fast.usable_nbytes)} of tier "
+                f"'{instance.fast.name}'; give it more memory or take another strategy"
+            )
         plan = None if result.solution is None else _realised(instance, result.solution, name, effort, paging=paging)
         if plan is not None:
             return plan

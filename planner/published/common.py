@@ -10,7 +10,7 @@ from ...ir.machine import Link
 from ...ir.plan import Plan
 from ..fit import fit
 from ..instance import Instance
-from ..items import ItemGap
+from ..one_way import removable_gaps
 from ..place import place
 from ..realise import realise
 from ..stays import Decisions, Placed, Stay, make_stays
@@ -23,17 +23,6 @@ Proposal = tuple[Decisions, "list[Placed] | None"]
 def load_link(instance: Instance) -> Link:
     """The link that fills the fast tier."""
     return instance.machine.link[instance.home.name, instance.fast.name]
-
-
-def store_link(instance: Instance) -> Link | None:
-    """The link that empties the fast tier, where there is one: without it only clean copies may leave."""
-    return instance.machine.link.get((instance.fast.name, instance.home.name))
-
-
-def removable_gaps(instance: Instance) -> tuple[ItemGap, ...]:
-    """Gaps in which an item can leave at all: without a link back, those of what no operator ever writes."""
-    back, items = store_link(instance), instance.items
-    return tuple(g for g in instance.gaps if back is not None or (items[g.item].homed and not items[g.item].writes))
 
 
 def use_blocks(instance: Instance) -> list[Stay]:
@@ -57,11 +46,11 @@ def plan_of(instance: Instance, effort: Effort, name: str, propose: Callable[[in
     proposal = propose(instance.capacity_nbytes)
     own = proposal[1] if proposal is not None else None
     if proposal is not None and own is not None:
-        plans = [settled(instance, own, name)]
+        plans = [realise(instance, own, name)]
         for decisions in ways(proposal[0]):
             stays = make_stays(instance, decisions.evicted)
             placed = place(instance, stays, decisions, packing_time_s=effort.time_limit_s / 8, seed=effort.seed)
-            plans += [] if placed is None else [settled(instance, placed, name)]
+            plans += [] if placed is None else [realise(instance, placed, name)]
         return min(plans, key=lambda p: p.certificate.simulated_s)
     known = {instance.capacity_nbytes: proposal}
 
@@ -101,33 +90,7 @@ def fitted(
             failure = failure or error
             continue
         adjust(placed)
-        plans.append(settled(instance, placed, name))
+        plans.append(realise(instance, placed, name))
     if failure is not None and not plans:
         raise failure
     return min(plans, key=lambda p: p.certificate.simulated_s)
-
-
-def settled(instance: Instance, placed: list[Placed], name: str) -> Plan:
-    """The plan of `placed`, in which no pass lives off what was loaded ahead before the first one.
-
-    Loads that may begin almost a pass early can hide for many passes that a link is too slow for the bytes of each; the
-    average of a few passes is then below what the link needs, which no steady state is. Such loads are held back by
-    half as many steps into the pass before, and so on; at last each pass loads all its bytes itself.
-    """
-    plan, window = realise(instance, placed, name), instance.steps
-    while window and not _sustained(instance, plan):
-        window //= 2
-        for piece in placed:
-            if piece.stay.loads:
-                piece.start = max(piece.start, -window)
-        plan = realise(instance, placed, name)
-    return plan
-
-
-def _sustained(instance: Instance, plan: Plan) -> bool:
-    """Whether every lane can move the bytes of a pass in the time of one."""
-    busy: dict[str, int] = {}
-    for t in plan.transfers:
-        link = instance.machine.link[t.origin, t.target]
-        busy[link.lane] = busy.get(link.lane, 0) + link.busy_ns(t.nbytes)
-    return max(busy.values(), default=0) <= round(plan.certificate.simulated_s * 1e9)

@@ -10,11 +10,13 @@ from itertools import accumulate
 import numpy as np
 
 from ...solvers.builder import Columns, ProgramBuilder
-from ...solvers.linear import solve_highs
+from ...solvers.engines import linear_engine
+from ...solvers.linear import ENGINES
 from ..instance import Instance
 from ..items import ItemGap
+from ..one_way import removable_gaps, store_link
 from ..stays import make_stays
-from .common import load_link, payload_nbytes, removable_gaps, store_link
+from .common import load_link, payload_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _solve(instance: Instance, layers: Layers, capacity_nbytes: int, *, overlap:
     cost = np.zeros(builder.columns)
     cost[seconds] = 1.0
     cost[share] = -1e-6  # of equal times, the fewer bytes moved
-    answer = solve_highs(builder.program(cost), 10.0)
+    answer = ENGINES[linear_engine(instance.engine)](builder.program(cost), 10.0)
     if answer.values is None:
         return None
     weights, cache = (min(1.0, max(0.0, float(answer.values[k]))) for k in share)

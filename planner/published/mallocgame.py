@@ -10,9 +10,10 @@ from ...ir.plan import Plan
 from ...solvers.mallocgame import Action, Buffer, MallocGame, Move, Use
 from ...solvers.mallocsearch import play_game
 from ..instance import Instance
+from ..one_way import store_link
 from ..stays import Decisions, Placed, Stay, make_stays
 from ..strategies import Effort, register
-from .common import Proposal, load_link, payload_nbytes, plan_of, store_link, use_blocks
+from .common import Proposal, load_link, payload_nbytes, plan_of, use_blocks
 
 
 @register

@@ -27,6 +27,7 @@ from ...ir.errors import NotApplicableError, TimeLimitError
 from ...ir.plan import Plan
 from ...ir.sizes import format_size
 from ..instance import Instance
+from ..one_way import store_link
 from ..place import place
 from ..realise import realise
 from ..recompute_orders import Flow, recompute_order
@@ -56,6 +57,11 @@ class Memo:
         if len(layers) < 2:
             raise NotApplicableError(
                 f"strategy '{self.name}' is for networks of equal layers; '{instance.graph.name}' has none that repeat"
+            )
+        if store_link(instance) is None:
+            raise NotApplicableError(
+                f"strategy '{self.name}' moves activations below, and machine '{instance.machine.name}' has no link "
+                f"from tier '{instance.fast.name}' to '{instance.home.name}'"
             )
         began, least = time.monotonic(), None
         for kept, alpha in self._choices(instance, flow, layers):

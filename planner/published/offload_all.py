@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from ...ir.plan import Plan
 from ..instance import Instance
+from ..one_way import removable_gaps
 from ..stays import Decisions
 from ..strategies import Effort, register
-from .common import plan_of, removable_gaps
+from .common import plan_of
 
 
 @register

@@ -9,11 +9,12 @@ from typing import ClassVar
 from ...ir.errors import InfeasibleError, TimeLimitError
 from ...ir.plan import Plan
 from ..instance import Instance
+from ..one_way import removable_gaps
 from ..place import place
 from ..stays import Decisions, make_stays
 from ..strategies import Effort, register
 from .assignment import Assignment
-from .common import Proposal, plan_of, removable_gaps
+from .common import Proposal, plan_of
 from .intervals import Ratios
 
 

@@ -21,12 +21,12 @@ def check_traffic(problem: TrafficProblem, solution: TrafficSolution) -> list[st
         return [f"moves at {len(solution.loads)} and {len(solution.stores)} instants of {steps + 1}"]
     wrong = [f"order {solution.order} is not {problem.order}"] if problem.order not in (None, solution.order) else []
     place = {o: t for t, o in enumerate(solution.order)}
+    wrong += [f"stores {i}, and nothing can be stored" for now in solution.stores for i in now if problem.one_way]
     wrong += [f"operator {b} runs before {a}" for a, b in sorted(problem.before) if place[a] > place[b]]
     chip = {i for i, t in enumerate(tensors) if t.begins in (Begin.FAST, Begin.BOTH)}
-    if problem.cyclic:
-        chip |= {i for i in solution.at_end if tensors[i].begins is Begin.BELOW}
+    chip |= {i for i in solution.at_end if problem.wraps(i)}
     below = {i for i, t in enumerate(tensors) if t.begins in (Begin.BELOW, Begin.BOTH)}
-    half_made: set[int] = set()
+    below -= {i for i in below if problem.wraps(i) and not _left_below(problem, solution, i)}
     for t in range(steps + 1):
         wrong += [f"instant {t}: stores {i}, which is not on chip" for i in solution.stores[t] if i not in chip]
         below |= set(solution.stores[t])
@@ -36,24 +36,30 @@ def check_traffic(problem: TrafficProblem, solution: TrafficSolution) -> list[st
             break
         operator, state = problem.operators[solution.order[t]], set(solution.present[t])
         arrives = {i for i, tensor in enumerate(tensors) if t == 0 and tensor.begins is Begin.ARRIVES}
-        needed = operator.touches | half_made | arrives
+        needed = operator.touches | arrives
         wrong += [f"step {t}: {i} is needed and not on chip" for i in sorted(needed - state)]
-        made = {i for i in operator.outputs if problem.writers[i][0] == solution.order[t]} | arrives
+        made = {i for i in operator.outputs if problem.maker(i) == solution.order[t]} | arrives
         wrong += [f"step {t}: {i} is on chip and came from nowhere" for i in sorted(state - chip - made)]
         room = sum(tensors[i].room for i in state)
         if room > problem.capacity_nbytes:
             wrong.append(f"step {t}: {room} bytes on chip, the capacity is {problem.capacity_nbytes}")
         chip = state
         below -= set(operator.outputs) | arrives
-        for i in operator.outputs:
-            (half_made.discard if problem.writers[i][-1] == solution.order[t] else half_made.add)(i)
     wrong += [f"{i} is on chip at the end and came from nowhere" for i in solution.at_end if i not in chip]
     for i, tensor in enumerate(tensors):
         fast = i in solution.at_end and (not steps or i in solution.present[-1])
-        ends = {End.BELOW: i in below, End.FAST: fast, End.ALIVE: i in below or i in solution.at_end, End.FREE: True}
+        somewhere = i in below or i in solution.at_end
+        stored = somewhere if problem.wraps(i) else i in below
+        ends = {End.BELOW: stored, End.FAST: fast, End.BOTH: stored and fast, End.ALIVE: somewhere, End.FREE: True}
         if not ends[tensor.ends]:
             wrong.append(f"{i} must end {tensor.ends.value} and does not")
     return wrong + (_check_offsets(problem, solution) if problem.offsets else [])
+
+
+def _left_below(problem: TrafficProblem, solution: TrafficSolution, i: int) -> bool:
+    """Whether a pass leaves a good copy of tensor i below: it was not changed, or stored after its last change."""
+    last = max((t for t, o in enumerate(solution.order) if i in problem.operators[o].outputs), default=None)
+    return last is None or any(i in solution.stores[t] for t in range(last + 1, len(solution.stores)))
 
 
 def _check_offsets(problem: TrafficProblem, solution: TrafficSolution) -> list[str]:
@@ -64,7 +70,7 @@ def _check_offsets(problem: TrafficProblem, solution: TrafficSolution) -> list[s
     states = zip(solution.present, solution.offsets, strict=True)
     at: list[dict[int, int]] = [dict(zip(present, offsets, strict=True)) for present, offsets in states]
     if problem.cyclic and at:
-        held = [i for i in solution.at_end if problem.tensors[i].begins is Begin.BELOW]
+        held = [i for i in solution.at_end if problem.wraps(i)]
         before = {i: at[-1][i] for i in held if i in at[-1]}
     for t, where in enumerate(at):
         for i, offset in where.items():

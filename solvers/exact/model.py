@@ -64,7 +64,6 @@ def build(pulp: Any, problem: TrafficProblem) -> Model:
     _loads_need_a_copy_below(model)
     _copies_are_stored_and_outdated(model)
     _stores_need_presence(model)
-    _half_made_stays(model)
     _begins(model)
     _ends(model)
     _capacity(model)
@@ -89,7 +88,7 @@ def _variables(model: Model) -> None:
                 model.r[i, t] = model.binary(f"r_{i}_{t}")
                 model.loads[i, t] = model.binary(f"l_{i}_{t}")
             model.k[i, t] = model.binary(f"k_{i}_{t}")
-            model.stores[i, t] = 0 if constant else model.binary(f"s_{i}_{t}")
+            model.stores[i, t] = 0 if constant or problem.one_way else model.binary(f"s_{i}_{t}")
             model.below[i, t] = 1 if constant else model.binary(f"b_{i}_{t}")
 
 
@@ -118,16 +117,16 @@ def _reachable(after: list[set[int]], start: int) -> set[int]:
 
 
 def _each_operator_once(model: Model) -> None:
-    """sum_t x[o,t] = 1 for every o;  sum_o x[o,t] = 1 for every t."""
-    steps = model.problem.steps
+    """sum_t x[o,t] = 1 for every o;  sum_o x[o,t] = 1 for every t. A given order is known to."""
+    steps = model.problem.steps if model.problem.order is None else 0
     for n in range(steps):
         model.program += model.pulp.lpSum(model.x[n, t] for t in range(steps)) == 1
         model.program += model.pulp.lpSum(model.x[o, n] for o in range(steps)) == 1
 
 
 def _precedence(model: Model) -> None:
-    """sum_{q <= t} x[b,q] <= sum_{q < t} x[a,q] for a before b."""
-    for a, b in sorted(model.problem.before):
+    """sum_{q <= t} x[b,q] <= sum_{q < t} x[a,q] for a before b. A given order is known to keep to them."""
+    for a, b in sorted(model.problem.before) if model.problem.order is None else ():
         for t in range(model.problem.steps):
             model.program += model.done(b, t + 1) <= model.done(a, t)
 
@@ -141,9 +140,10 @@ def _operands_are_present(model: Model) -> None:
 
 
 def _nothing_comes_from_nowhere(model: Model) -> None:
-    """r[i,t] <= k[i,t] + l[i,t] + (1 if i's first writer runs in t, or i arrives in t = 0)."""
+    """r[i,t] <= k[i,t] + l[i,t] + (1 if the maker of i runs in t, or i arrives in t = 0)."""
     for i, tensor in enumerate(model.problem.tensors):
-        makers = model.problem.writers[i][:1]
+        maker = model.problem.maker(i)
+        makers = () if maker is None else (maker,)
         for t in range(model.problem.steps):
             arrives = 1 if t == 0 and tensor.begins is Begin.ARRIVES else 0
             model.program += model.r[i, t] <= model.k[i, t] + model.loads[i, t] + model.runs(makers, t) + arrives
@@ -165,9 +165,11 @@ def _loads_need_a_copy_below(model: Model) -> None:
 
 
 def _copies_are_stored_and_outdated(model: Model) -> None:
-    """b[i,t] <= b[i,t-1] + s[i,t];  b[i,t] <= s[i,t] + 1 - (1 if a writer of i runs in t-1);  b[i,0] as it begins."""
+    """b[i,t] <= b[i,t-1] + s[i,t];  b[i,t] <= s[i,t] + 1 - (1 if a writer of i runs in t-1);  before instant 0 as it
+    begins, or b[i,T] if cyclic and it begins below."""
     for i, tensor in enumerate(model.problem.tensors):
         began = 1 if tensor.begins in (Begin.BELOW, Begin.BOTH) else 0
+        began = model.below[i, model.problem.steps] if model.problem.wraps(i) else began
         for t in range(model.problem.steps + 1):
             before = model.below[i, t - 1] if t else began
             model.program += model.below[i, t] <= before + model.stores[i, t]
@@ -183,32 +185,24 @@ def _stores_need_presence(model: Model) -> None:
         model.program += store <= (model.r[i, t - 1] if t else int(there))
 
 
-def _half_made_stays(model: Model) -> None:
-    """r[i,t] >= sum_{q <= t} x[first writer,q] - sum_{q < t} x[last writer,q]."""
-    for i, writers in enumerate(model.problem.writers):
-        if len(writers) > 1:
-            for t in range(model.problem.steps):
-                model.program += model.r[i, t] >= model.done(writers[0], t + 1) - model.done(writers[-1], t)
-
-
 def _begins(model: Model) -> None:
     """k[i,0] <= 1 if i begins on chip; <= k[i,T] if cyclic and it begins below; else 0. r[i,0] = 1 if i arrives."""
     for i, tensor in enumerate(model.problem.tensors):
         if tensor.begins in (Begin.FAST, Begin.BOTH):
             continue
-        wraps = model.problem.cyclic and tensor.begins is Begin.BELOW
-        model.program += model.k[i, 0] <= (model.k[i, model.problem.steps] if wraps else 0)
+        model.program += model.k[i, 0] <= (model.k[i, model.problem.steps] if model.problem.wraps(i) else 0)
         if tensor.begins is Begin.ARRIVES and model.problem.steps:
             model.program += model.r[i, 0] >= 1
 
 
 def _ends(model: Model) -> None:
-    """Ends below: b[i,T] >= 1. Ends on chip: k[i,T] >= 1. Alive: k[i,T] + b[i,T] >= 1."""
+    """Ends below: b[i,T] >= 1, but where the next pass begins with it: then its first use asks for it. Ends on chip:
+    k[i,T] >= 1. Alive: k[i,T] + b[i,T] >= 1."""
     last = model.problem.steps
     for i, tensor in enumerate(model.problem.tensors):
-        if tensor.ends is End.BELOW:
+        if tensor.ends in (End.BELOW, End.BOTH) and not model.problem.wraps(i):
             model.program += model.below[i, last] >= 1
-        if tensor.ends is End.FAST:
+        if tensor.ends in (End.FAST, End.BOTH):
             model.program += model.k[i, last] >= 1
         if tensor.ends is End.ALIVE:
             model.program += model.k[i, last] + model.below[i, last] >= 1
@@ -243,8 +237,7 @@ def _addresses(model: Model) -> None:
             model.addresses[i, t] = problem.tensors[i].alignment * place
     for (i, t), address in at.items():
         before, moves = at[i, t - 1 if t else problem.steps - 1], whole * (1 - model.k[i, t])
-        wraps = problem.cyclic and problem.tensors[i].begins is Begin.BELOW
-        if t or wraps:
+        if t or problem.wraps(i):
             program += address - before <= moves
             program += before - address <= moves
     for t in range(problem.steps):

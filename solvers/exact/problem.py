@@ -31,14 +31,15 @@ class Begin(str, Enum):
 class End(str, Enum):
     """Where a tensor must be when the pass ends.
 
-    FREE: anywhere. BELOW: off chip (or in both). FAST: on chip, in the last step too. ALIVE: on chip or below, and if
-    it is not on chip the load that later steps need is charged to this pass: that makes a pass of a longer order whose
-    rest is planned afterwards.
+    FREE: anywhere. BELOW: off chip (or in both). FAST: on chip, in the last step too. BOTH: on chip like that, with a
+    good copy below. ALIVE: on chip or below, and if it is not on chip the load that later steps need is charged to this
+    pass: that makes a pass of a longer order whose rest is planned afterwards.
     """
 
     FREE = "free"
     BELOW = "below"
     FAST = "fast"
+    BOTH = "both"
     ALIVE = "alive"
 
 
@@ -77,10 +78,13 @@ class TrafficProblem:
     """Run every operator once, one in each step, with the fewest bytes loaded and stored.
 
     An operator runs after those that write what it reads; `precedence` adds pairs (before, after). A tensor that
-    several operators write is written in the order of their indices and stays on chip from the first to the last of
-    them. `order` fixes the order. `offsets`: addresses are decided too, below `capacity_nbytes`; a tensor keeps its
-    address while it stays. `cyclic`: passes follow one another, so a tensor that begins below and is on chip at the end
-    of a pass is on chip at the beginning of the next.
+    several operators write is written in the order of their indices. The first of them makes one that is nowhere when
+    the pass begins; every other write changes what is on chip by then, in whole or in part, so that it must have been
+    kept or loaded, and leaves the copy below outdated. `order` fixes the order. `offsets`: addresses are decided too,
+    below `capacity_nbytes`; a tensor keeps its address while it stays. `cyclic`: passes follow one another, and a
+    tensor that begins below begins as the pass before left it: on chip, with a good copy below, or both. One that is
+    written then need not go below in every pass: of `End.BELOW` and `End.BOTH` nothing is asked but that it is there.
+    `one_way`: nothing can be stored.
 
     Raises:
         ValueError: indices that do not exist, negative numbers, a tensor that nothing makes, an order that is none.
@@ -93,6 +97,7 @@ class TrafficProblem:
     order: tuple[int, ...] | None = None
     offsets: bool = False
     cyclic: bool = False
+    one_way: bool = False
 
     def __post_init__(self) -> None:
         if self.capacity_nbytes < 0:
@@ -146,6 +151,14 @@ class TrafficProblem:
             for i in sorted(set(operator.outputs)):
                 found[i].append(o)
         return tuple(tuple(w) for w in found)
+
+    def maker(self, i: int) -> int | None:
+        """The operator that brings tensor i into being, None for one that is there from the beginning."""
+        return self.writers[i][0] if self.tensors[i].begins is Begin.MADE and self.writers[i] else None
+
+    def wraps(self, i: int) -> bool:
+        """Whether tensor i begins as the pass before left it."""
+        return self.cyclic and self.tensors[i].begins is Begin.BELOW
 
     @cached_property
     def before(self) -> frozenset[tuple[int, int]]:

@@ -6,7 +6,7 @@ import time
 import warnings
 from typing import Any
 
-from ..linear import whole_presolve
+from ..linear import LONGEST_S, whole_presolve
 from ..result import Result, Status
 from .check import check_traffic, moved_nbytes
 from .model import Model, build
@@ -15,6 +15,9 @@ from .problem import Begin, End, TrafficProblem, TrafficSolution
 ENGINES = ("cbc", "highs")
 MOST_VARIABLES = 300_000
 """PuLP takes some two kilobytes for each, an engine several times as much; beyond this the program is not built."""
+
+MOST_TERMS = 2_000_000
+"""Entries of all rows together: PuLP takes some three microseconds for each, and no clock stops it."""
 
 TOLERANCE = 1e-9
 """How far from a whole number an engine may leave a variable; see `digits.BASE`."""
@@ -36,10 +39,13 @@ def solve_traffic(
     hopeless = _hopeless(problem)
     if hopeless:
         return Result(Status.INFEASIBLE, None, None, None, time.monotonic() - began, "working sets", hopeless)
-    size = _variables(problem)
-    if size > MOST_VARIABLES:
-        detail = f"the program has {size} variables, at most {MOST_VARIABLES} are built; fix the order, or solve parts"
-        return Result(Status.ERROR, None, None, _compulsory(problem), 0.0, f"PuLP with {engine}", detail)
+    for size, most, what in (
+        (_variables(problem), MOST_VARIABLES, "variables"),
+        (_terms(problem), MOST_TERMS, "entries in its rows"),
+    ):
+        if size > most:
+            detail = f"the program has {size} {what}, at most {most} are built; fix the order, or solve parts"
+            return Result(Status.ERROR, None, None, _compulsory(problem), 0.0, f"PuLP with {engine}", detail)
     with warnings.catch_warnings():
         # PuLP 3 announces the names of PuLP 4 on every call; those that serve both do not exist.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -47,18 +53,23 @@ def solve_traffic(
 
 
 def _hopeless(problem: TrafficProblem) -> str:
-    """Why no pass exists, as far as working sets tell; empty if they do not. With a fixed order and without addresses
-    they tell everything: otherwise all that is not needed can leave after each step and come back."""
+    """Why no pass exists, as far as working sets tell; empty if they do not."""
     for t, o in enumerate(problem.order if problem.order is not None else range(problem.steps)):
         needed = set(problem.operators[o].touches)
         if problem.order is not None:
-            needed |= {i for i in range(len(problem.tensors)) if _forced(problem, problem.order, i, t)}
+            needed |= {i for i, tensor in enumerate(problem.tensors) if t == 0 and tensor.begins is Begin.ARRIVES}
             last = t == problem.steps - 1
-            needed |= {i for i, tensor in enumerate(problem.tensors) if last and tensor.ends is End.FAST}
+            needed |= {i for i, tensor in enumerate(problem.tensors) if last and tensor.ends in (End.FAST, End.BOTH)}
         room = sum(problem.tensors[i].room for i in needed)
         if room > problem.capacity_nbytes:
             return f"operator {o} needs {room} bytes on chip, the capacity is {problem.capacity_nbytes}"
     return ""
+
+
+def _told_by_working_sets(problem: TrafficProblem) -> bool:
+    """Whether a pass exists wherever working sets do not tell that none does: with a fixed order and without addresses
+    all that is not needed can leave after each step and come back."""
+    return problem.order is not None and not problem.offsets and not problem.one_way
 
 
 def _variables(problem: TrafficProblem) -> int:
@@ -66,6 +77,16 @@ def _variables(problem: TrafficProblem) -> int:
     steps, tensors = problem.steps, len(problem.tensors)
     order = 0 if problem.order is not None else steps * steps
     return order + steps * tensors * (5 + (tensors if problem.offsets else 0))
+
+
+def _terms(problem: TrafficProblem) -> int:
+    """How many entries its rows have, about: a pair of operators has two sums over their steps for each step, a tensor
+    some twenty entries for each step and one for each that touches or changes it, two tensors ten where addresses are
+    decided."""
+    steps, tensors = problem.steps, len(problem.tensors)
+    pairs = 0 if problem.order is not None else (2 + len(problem.before)) * steps * steps
+    uses = sum(len(o.touches) + len(o.outputs) for o in problem.operators)
+    return pairs + steps * (20 * tensors + uses + (5 * tensors * tensors if problem.offsets else 0))
 
 
 def _solve(problem: TrafficProblem, time_limit_s: float, engine: str, began: float) -> Result[TrafficSolution]:
@@ -93,7 +114,7 @@ def _solve(problem: TrafficProblem, time_limit_s: float, engine: str, began: flo
             wrong = check_traffic(problem, solution)
             if wrong:
                 return result(Status.ERROR, f"the engine's answer does not hold: {wrong[0]}")
-        if status is Status.INFEASIBLE and (number or (problem.order is not None and not problem.offsets)):
+        if status is Status.INFEASIBLE and (number or _told_by_working_sets(problem)):
             return result(Status.ERROR, f"{engine} calls infeasible what has a solution; try the other engine")
         if status is not Status.OPTIMAL:
             if solution is None or status is Status.ERROR:
@@ -137,7 +158,8 @@ def _engine(api: Any, engine: str, time_limit_s: float) -> Any:
             primal_feasibility_tolerance=TOLERANCE,
         )
     options = [f"integerTolerance {TOLERANCE}", f"primalTolerance {TOLERANCE}", "allowableGap 0", "ratioGap 0"]
-    return api.PULP_CBC_CMD(msg=False, timeLimit=time_limit_s, gapRel=0.0, gapAbs=0.0, options=options)
+    limit_s = min(time_limit_s, LONGEST_S)
+    return api.PULP_CBC_CMD(msg=False, timeLimit=limit_s, gapRel=0.0, gapAbs=0.0, options=options)
 
 
 def _read(model: Model) -> TrafficSolution:
@@ -160,7 +182,8 @@ def _read(model: Model) -> TrafficSolution:
         # Backwards: a presence is of use in a step that touches the tensor, or before one, or before a store.
         ahead = i in held
         for t in reversed(range(steps)):
-            needed = i in problem.operators[order[t]].touches or _forced(problem, order, i, t)
+            arrives = t == 0 and problem.tensors[i].begins is Begin.ARRIVES
+            needed = arrives or i in problem.operators[order[t]].touches
             useful[i, t] = on(model.r[i, t]) and (needed or ahead or on(model.stores[i, t + 1]))
             kept = useful[i, t] and on(model.k[i, t])
             if useful[i, t] and on(model.loads[i, t]) and not kept:
@@ -175,16 +198,8 @@ def _read(model: Model) -> TrafficSolution:
 
 def _wanted(model: Model, i: int, on: Any) -> bool:
     """Whether being on chip at the end is of use: as demanded, or to the next pass."""
-    tensor = model.problem.tensors[i]
-    wraps = model.problem.cyclic and tensor.begins is Begin.BELOW and on(model.k[i, 0])
-    return tensor.ends in (End.FAST, End.ALIVE) or wraps
-
-
-def _forced(problem: TrafficProblem, order: tuple[int, ...], i: int, t: int) -> bool:
-    """Whether tensor i must be on chip in step t although the step does not touch it."""
-    writers = problem.writers[i]
-    half_made = len(writers) > 1 and order.index(writers[0]) <= t <= order.index(writers[-1])
-    return half_made or (t == 0 and problem.tensors[i].begins is Begin.ARRIVES)
+    demanded = model.problem.tensors[i].ends in (End.FAST, End.BOTH, End.ALIVE)
+    return demanded or (model.problem.wraps(i) and on(model.k[i, 0]))
 
 
 def _address(model: Model, i: int, t: int) -> int:
@@ -202,10 +217,14 @@ def _held_at_once(problem: TrafficProblem) -> tuple[int, ...]:
 
 
 def _compulsory(problem: TrafficProblem) -> int:
-    """Bytes that every pass moves: what is used and begins below is loaded (unless passes share it), what is made and
-    must end below is stored."""
-    used = {i for operator in problem.operators for i in operator.inputs}
+    """Bytes that every pass moves: what is used and begins below is loaded (unless passes share it), what is made or
+    changed and must end below is stored (unless the next pass may begin with it on chip)."""
+    used = {i for operator in problem.operators for i in operator.touches}
     loads = [i for i in used if problem.tensors[i].begins is Begin.BELOW and not problem.cyclic]
-    made = (Begin.MADE, Begin.ARRIVES, Begin.FAST)
-    stores = [i for i, t in enumerate(problem.tensors) if t.ends is End.BELOW and t.begins in made]
+    fresh = (Begin.MADE, Begin.ARRIVES, Begin.FAST)
+    stores = [
+        i
+        for i, t in enumerate(problem.tensors)
+        if t.ends in (End.BELOW, End.BOTH) and (t.begins in fresh or problem.writers[i]) and not problem.wraps(i)
+    ]
     return sum(problem.tensors[i].nbytes for i in (*loads, *stores))

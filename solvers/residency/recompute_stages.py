@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..builder import ProgramBuilder
-from ..linear import Floats, Highs, LinearProgram
+from ..engines import AUTO, linear_engine, solve_whole, whole_engines
+from ..linear import ENGINES, Floats, Highs, LinearAnswer, LinearProgram
 from ..result import Result, Status
 
 Key = tuple[int, int]
@@ -96,21 +97,24 @@ class _Program:
         return (j for j in range(after + 1, stage + 1) if u in self.problem.reads[j] and (stage, j) in self.run)
 
 
-def solve_stages(problem: StageProblem, *, time_limit_s: float, exact: bool) -> Result[StageSolution]:
+def solve_stages(
+    problem: StageProblem, *, time_limit_s: float, exact: bool, engine: str = AUTO
+) -> Result[StageSolution]:
     """The least time of a pass in which values are kept, made again or paged by stages, nanoseconds.
 
     `exact`: by branch and bound; the bound is one for plans by stages. Otherwise the linear relaxation is rounded in
     two phases (Checkmate, Algorithm 2): what is kept by more than a half stays kept, then all is run (or, where a copy
     lies below by more than a half, loaded) that these decisions need. The rounding may exceed the capacity: check it.
+    `engine` is one of `engines.NAMES`.
+
+    Raises:
+        ValueError: an unknown engine.
     """
     began = time.monotonic()
     method = "stages, exact" if exact else "stages, two-phase rounding"
     program = _build(problem)
     linear = _linear(program, exact)
-    highs = Highs(linear)
-    if exact:
-        highs.option("mip_rel_gap", 1e-3)
-    answer = highs.solve(time_limit_s - (time.monotonic() - began))
+    answer = _answered(linear, engine, time_limit_s - (time.monotonic() - began))
     seconds = time.monotonic() - began
     if answer.values is None:
         status = answer.status if answer.status in (Status.INFEASIBLE, Status.ERROR) else Status.UNKNOWN
@@ -120,6 +124,17 @@ def solve_stages(problem: StageProblem, *, time_limit_s: float, exact: bool) -> 
     solution = _round(program, answer.values)
     status = answer.status if exact and answer.status == Status.OPTIMAL else Status.FEASIBLE
     return Result(status, solution, objective, bound, seconds, method, answer.detail)
+
+
+def _answered(linear: LinearProgram, engine: str, time_limit_s: float) -> LinearAnswer:
+    """By the engine asked for; HiGHS may stop within a thousandth of an integer program's optimum."""
+    if linear.integer is None:
+        return ENGINES[linear_engine(engine)](linear, time_limit_s)
+    if whole_engines(engine)[0] != "highs":
+        return solve_whole(linear, engine, time_limit_s)
+    highs = Highs(linear)
+    highs.option("mip_rel_gap", 1e-3)
+    return highs.solve(time_limit_s)
 
 
 def _build(problem: StageProblem) -> _Program:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,30 @@ def test_what_breaks_costs_its_own_row() -> None:
     assert "killed, as the system does where memory runs out" in found["killed"].reason
     assert comparison.best is found["lru"]
     assert said[0] == "planning with raises 0.00"
+
+
+def test_a_worker_that_is_lost_at_its_start_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies while the task is being written to it, as where the system kills what is new."""
+
+    def dies(process: object) -> None:
+        del process
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(SpawnProcess, "start", dies)
+    comparison = compare(GRAPH, BOX, ("lru", "on-demand"), trials=Trials(workers=1))
+    assert [r.status for r in comparison.rows] == ["crashed", "crashed"]
+    for row in comparison.rows:
+        assert row.reason.startswith("the worker died before it had read what to plan")
+        assert "Broken pipe" in row.reason
+
+
+def test_a_limit_may_be_years() -> None:
+    """Longer than the system counts in one wait; and none at all, here and in a worker."""
+    names, trials = ("lru", "on-demand"), Trials(workers=2, time_limits={"lru": 1e9})
+    there = compare(GRAPH, BOX, names, time_limit_s=math.inf, trials=trials)
+    here = compare(GRAPH, BOX, names, time_limit_s=math.inf)
+    assert [r.status for r in there.rows] == ["feasible", "feasible"]
+    assert [r.plan for r in here.rows] == [r.plan for r in there.rows]
 
 
 def test_what_hangs_is_stopped_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,75 @@ def test_answers_that_do_not_hold_are_errors(monkeypatch: pytest.MonkeyPatch) ->
     assert "row 0 is 1, outside [2, inf]" in answer.detail
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        LinearAnswer(Status.FEASIBLE, np.array([0.0, 1.0, 1.0, 0.0]), None, 0.1),
+        LinearAnswer(Status.INFEASIBLE, None, None, detail="proven"),
+        LinearAnswer(Status.UNKNOWN, None, None, detail="time ran out"),
+    ],
+)
+def test_an_answer_in_hand_is_not_lost_to_a_later_run(monkeypatch: pytest.MonkeyPatch, second: LinearAnswer) -> None:
+    """The second search, among what costs no more than the first answer, may end with less than that."""
+    costs = [1e6, 2.0, 2.0, 3.0]
+    program = covering(costs, [2, 1, 1, 2], 2)
+    first = np.array([0.0, 0.0, 0.0, 1.0])
+    answers = iter([LinearAnswer(Status.OPTIMAL, first, None, 2.99999e-6), second])
+
+    def says(*_: object) -> LinearAnswer:
+        return next(answers)
+
+    monkeypatch.setitem(engines.WHOLE, "highs", says)
+    answer = solve_whole(program, "highs", 5.0)
+    assert next(answers, None) is None
+    assert answer.status in (Status.OPTIMAL, Status.FEASIBLE)
+    assert answer.values is not None
+    assert answer.values.tolist() == first.tolist()
+    assert answer.bound is not None and 2.99 < answer.bound <= 3.0
+
+
+def test_a_hint_disproves_that_there_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(*_: object) -> LinearAnswer:
+        return LinearAnswer(Status.INFEASIBLE, None, None, detail="proven")
+
+    monkeypatch.setitem(engines.WHOLE, "highs", says)
+    hint = (np.arange(2, dtype=np.int32), np.array([0.0, 1.0]))
+    answer = solve_whole(covering([1.0, 2.0], [1, 1], 1), "highs", 5.0, hint=hint)
+    assert answer.status is Status.FEASIBLE
+    assert answer.values is not None and answer.values.tolist() == [0.0, 1.0]
+    assert answer.bound is None
+    assert "calls infeasible what has an answer" in answer.detail
+
+
+@pytest.mark.parametrize("bound", [0.0126, 1234.5678, -0.0004, 0.0])
+def test_what_cbc_prints_of_a_bound_is_read_as_no_more_than_the_bound(bound: float, tmp_path: Path) -> None:
+    """CBC's log ends with `%s bound: %.3f`; what it says on the way may be of another program."""
+    log = tmp_path / "log"
+    log.write_text(
+        "Cbc0010I After 100 nodes, 50 on tree, 99 best solution, best possible 98.5 (0.01 seconds)\n"
+        " best possible 98.5\n"
+        "Result - Stopped on time limit\n\n"
+        f"Objective value:                99.00000000\nLower bound:                    {bound:.3f}\n"
+    )
+    found = cbc._bound(log, covering([1.0], [1], 1))  # pyright: ignore[reportPrivateUsage]
+    assert found is not None
+    assert bound - 0.0011 <= found <= bound
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_a_limit_may_be_years_or_none(engine: str) -> None:
+    program = covering([1.0, 2.0], [1, 1], 1)
+    for limit in (1e12, math.inf):
+        answer = ENGINES[engine](replace(program, integer=None), limit)
+        assert answer.status is Status.OPTIMAL, answer
+
+
+@pytest.mark.parametrize("engine", sorted(WHOLE))
+def test_so_may_that_of_a_search_in_whole_numbers(engine: str) -> None:
+    for limit in (1e12, math.inf):
+        assert solve_whole(covering([1.0, 2.0], [1, 1], 1), engine, limit).status is Status.OPTIMAL
+
+
 @pytest.mark.parametrize("engine", ["auto", "highs", "cbc", "cpsat"])
 def test_a_program_that_a_presolve_of_highs_gets_wrong(engine: str) -> None:
     """min 2x + 3z with x + z >= 4.5, z whole: 9, where HiGHS 1.14.0 says 15 (its issue 3043)."""

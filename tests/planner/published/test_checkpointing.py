@@ -10,6 +10,7 @@ from tensorstow.ir.graph import Graph
 from tensorstow.ir.machine import Machine
 from tensorstow.ir.plan import Plan
 from tensorstow.planner.instance import make_instance
+from tensorstow.planner.published import checkmate
 from tensorstow.planner.published.capuchin import Capuchin
 from tensorstow.planner.published.checkmate import Checkmate
 from tensorstow.planner.published.checkpointing import CheckpointMinCut, CheckpointSqrt
@@ -17,6 +18,8 @@ from tensorstow.planner.published.memo import Memo, equal_layers, largest_alpha,
 from tensorstow.planner.published.poet import Poet
 from tensorstow.planner.recompute_bound import flow_of, recompute_bound
 from tensorstow.planner.strategies import Effort
+from tensorstow.solvers.residency.recompute_stages import StageSolution
+from tensorstow.solvers.result import Result, Status
 
 from ...graphs import KIB, chain, machine, training
 
@@ -113,6 +116,23 @@ def test_larger_graphs_are_rounded() -> None:
     box = budget(graph, 0.9, 1e9)
     plan = Checkmate(exact_steps=0).plan(make_instance(graph, box), EFFORT)
     assert not check(plan, graph, box)
+
+
+def test_a_proof_that_nothing_fits_names_no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage program says that there is none, and not how much more it would take: one byte seldom does."""
+    graph = training([16 * KIB] * 3)
+    instance = make_instance(graph, machine(make_instance(graph, machine(1 << 30)).peak_of_all()))
+
+    def none(*given: object, **named: object) -> Result[StageSolution]:
+        del given, named
+        return Result(Status.INFEASIBLE, None, None, None, 0.0, "stages, exact")
+
+    monkeypatch.setattr(checkmate, "solve_stages", none)
+    for strategy in (Checkmate(), Poet()):
+        with pytest.raises(InfeasibleError, match="no choice of what else stays") as caught:
+            strategy.plan(instance, Effort(5.0))
+        assert caught.value.smallest_nbytes is None
+        assert "--tier" not in str(caught.value)
 
 
 def _calls(plan: Plan) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import chain, combinations, count
 
@@ -23,11 +24,18 @@ def least_nbytes(problem: TrafficProblem) -> int | None:
     wraps = [i for i, t in enumerate(problem.tensors) if problem.cyclic and t.begins is Begin.BELOW]
     found = [
         n
-        for start in chain.from_iterable(_placings(problem, frozenset(), [*begin, *kept]) for kept in _sets(wraps))
-        for n in [_cheapest(problem, start)]
+        for kept, dirty in _beginnings(problem, wraps)
+        for start in _placings(problem, frozenset(), [*begin, *kept])
+        for n in [_cheapest(problem, start, dirty)]
         if n is not None
     ]
     return min(found, default=None)
+
+
+def _beginnings(problem: TrafficProblem, wraps: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """What the pass before left on chip, and for which of it nothing good lies below: only what passes change."""
+    changed = {i for o in problem.operators for i in o.outputs}
+    return ((kept, dirty) for kept in _sets(wraps) for dirty in _sets([i for i in kept if i in changed]))
 
 
 def _sets(of: list[int]) -> Iterator[list[int]]:
@@ -50,10 +58,12 @@ def _placings(problem: TrafficProblem, chip: Chip, new: Iterable[int]) -> Iterat
             yield from _placings(problem, chip | {(i, at)}, new[1:])
 
 
-def _cheapest(problem: TrafficProblem, start: Chip) -> int | None:
+def _cheapest(problem: TrafficProblem, start: Chip, dirty: list[int]) -> int | None:
     """Dijkstra over (operators done, chip, what lies below)."""
-    below = frozenset(i for i, t in enumerate(problem.tensors) if t.begins in (Begin.BELOW, Begin.BOTH))
+    clean = {i for i, t in enumerate(problem.tensors) if t.begins in (Begin.BELOW, Begin.BOTH)} - set(dirty)
+    below = frozenset(clean)
     wrapped = {(i, at) for i, at in start if problem.tensors[i].begins is Begin.BELOW}
+    again = {i for i in clean if problem.cyclic and problem.tensors[i].begins is Begin.BELOW}
     number = count()
     queue: list[tuple[int, int, frozenset[int], Chip, frozenset[int]]] = [(0, 0, frozenset(), start, below)]
     seen: set[tuple[frozenset[int], Chip, frozenset[int]]] = set()
@@ -66,30 +76,33 @@ def _cheapest(problem: TrafficProblem, start: Chip) -> int | None:
             continue
         seen.add((done, chip, below))
         if len(done) == problem.steps:
-            total = _finish(problem, cost, chip, below, wrapped)
+            total = _finish(problem, cost, chip, below, wrapped, again)
             best = total if best is None or (total is not None and total < best) else best
             continue
         for o in range(problem.steps):
             fixed = problem.order is not None and problem.order[len(done)] != o
             if not fixed and o not in done and all(a in done for a, b in problem.before if b == o):
-                for more, state, copies in _steps(problem, o, done, chip, below):
+                for more, state, copies in _steps(problem, o, not done, chip, below):
                     heappush(queue, (cost + more, next(number), done | {o}, state, copies))
     return best
 
 
 def _steps(
-    problem: TrafficProblem, o: int, done: frozenset[int], chip: Chip, below: frozenset[int]
+    problem: TrafficProblem, o: int, first: bool, chip: Chip, below: frozenset[int]
 ) -> Iterator[tuple[int, Chip, frozenset[int]]]:
     tensors, operator = problem.tensors, problem.operators[o]
-    arrives = {i for i, t in enumerate(tensors) if not done and t.begins is Begin.ARRIVES}
-    made = {i for i in operator.outputs if problem.writers[i][0] == o} | arrives
-    half = {i for i, w in enumerate(problem.writers) if len(w) > 1 and w[0] in done and w[-1] not in done}
+    arrives = {i for i, t in enumerate(tensors) if first and t.begins is Begin.ARRIVES}
+    made = {
+        i
+        for i in operator.outputs
+        if tensors[i].begins is Begin.MADE and not any(i in other.outputs for other in problem.operators[:o])
+    } | arrives
     for kept in subsets(chip):
         there = {i for i, _ in kept}
         dropped = {i for i, _ in chip - kept}
-        for stored in _sets(sorted(dropped - below)):
+        for stored in _sets([] if problem.one_way else sorted(dropped - below)):
             copies = below | set(stored)
-            needed = (operator.touches | arrives | half) - there
+            needed = (operator.touches | arrives) - there
             loaded = needed - made
             if not loaded <= copies:
                 continue
@@ -102,17 +115,24 @@ def _steps(
 
 
 def _finish(
-    problem: TrafficProblem, cost: int, chip: Chip, below: frozenset[int], wrapped: set[tuple[int, int]]
+    problem: TrafficProblem,
+    cost: int,
+    chip: Chip,
+    below: frozenset[int],
+    wrapped: set[tuple[int, int]],
+    again: set[int],
 ) -> int | None:
+    """What a pass costs that ends so. The next one begins with the chip `wrapped`, and with `again` below."""
     there = {i for i, _ in chip}
     if not wrapped <= chip:
         return None
     for i, tensor in enumerate(problem.tensors):
-        if tensor.ends is End.BELOW and i not in below:
-            if i not in there:
+        demanded = tensor.ends in (End.BELOW, End.BOTH) and not (problem.cyclic and tensor.begins is Begin.BELOW)
+        if (demanded or i in again) and i not in below:
+            if i not in there or problem.one_way:
                 return None
             cost += tensor.nbytes
-        if tensor.ends is End.FAST and i not in there:
+        if tensor.ends in (End.FAST, End.BOTH) and i not in there:
             return None
         if tensor.ends is End.ALIVE and i not in there:
             if i not in below:
@@ -122,9 +142,17 @@ def _finish(
 
 
 def random_problem(
-    seed: int, *, operators: int = 5, unit: int = 1, odd: int = 0, offsets: bool = False, fixed: bool = False
+    seed: int,
+    *,
+    operators: int = 5,
+    unit: int = 1,
+    odd: int = 0,
+    offsets: bool = False,
+    fixed: bool = False,
+    writes: float = 0.0,
 ) -> TrafficProblem:
-    """A random program: values, weights (shared ones among them), branches; sizes of a few units, plus up to `odd`."""
+    """A random program: values, weights (shared ones among them), branches; sizes of a few units, plus up to `odd`.
+    A share `writes` of the operators change what is there, in place or in pieces, instead of making a value."""
     rng = random.Random(seed)
 
     def size() -> int:
@@ -141,6 +169,13 @@ def random_problem(
             tensors.append(Tensor(size(), Begin.BELOW))
             weights.append(len(tensors) - 1)
             reads.append(weights[-1])
+        if writes and o < operators - 1 and rng.random() < writes:
+            changed = rng.choice([*values, *weights])
+            if tensors[changed].begins is Begin.BELOW:
+                tensors[changed] = replace(tensors[changed], ends=End.BELOW)
+            inputs = (*reads, changed) if rng.random() < 0.5 else tuple(i for i in reads if i != changed)
+            made.append(Operator(inputs, (changed,)))
+            continue
         ends = rng.choice((End.FAST, End.BELOW)) if o == operators - 1 else End.FREE
         tensors.append(Tensor(size(), ends=ends))
         values.append(len(tensors) - 1)
@@ -151,5 +186,16 @@ def random_problem(
     capacity = least + (min(more, 1) if offsets else more)
     order = tuple(range(operators)) if fixed else None
     return TrafficProblem(
-        tuple(made), tuple(tensors), capacity, order=order, offsets=offsets, cyclic=rng.random() < 0.4
-    )
+        tuple(made), tuple(tensors), capacity,
+        precedence=in_program_order(made), order=order, offsets=offsets, cyclic=rng.random() < 0.4,
+    )  # fmt: skip
+
+
+def in_program_order(operators: list[Operator]) -> tuple[tuple[int, int], ...]:
+    """Pairs that keep what each reads: a write stands behind the uses before it, a read behind the write before it."""
+    pairs: set[tuple[int, int]] = set()
+    for b, later in enumerate(operators):
+        for a, earlier in enumerate(operators[:b]):
+            if set(later.outputs) & earlier.touches or set(earlier.outputs) & later.touches:
+                pairs.add((a, b))
+    return tuple(sorted(pairs))

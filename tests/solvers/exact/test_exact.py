@@ -51,6 +51,31 @@ def test_residency_in_a_fixed_order(seed: int) -> None:
     hold(random_problem(seed, operators=6, fixed=True), "cbc")
 
 
+@pytest.mark.parametrize("seed", [40, 41, 42, 43, 44, 45, 46, 48, 50, 51])
+def test_what_changes_in_place_or_in_pieces(seed: int) -> None:
+    """Values and weights that several operators write, in a free and in a given order, for one pass and for many."""
+    problem = random_problem(seed, writes=0.6, fixed=seed % 3 == 0)
+    for cyclic in (False, True):
+        hold(replace(problem, cyclic=cyclic), "highs")
+
+
+@pytest.mark.parametrize("seed", [60, 61, 62, 64, 65])
+def test_where_nothing_can_be_stored(seed: int) -> None:
+    """What is made stays while it is needed, what is dropped is gone: some orders have no pass at all."""
+    problem = replace(random_problem(seed, fixed=seed % 2 == 0), one_way=True)
+    hold(problem, "highs")
+    roomy = replace(problem, capacity_nbytes=sum(t.room for t in problem.tensors))
+    hold(roomy, "highs")
+    found = solve_traffic(replace(problem, one_way=False), engine="highs").solution
+    assert found is not None
+    stores = any(found.stores)
+    assert stores == any("nothing can be stored" in w for w in check_traffic(problem, found))
+
+
+def test_addresses_of_what_changes_in_place() -> None:
+    hold(replace(random_problem(44, operators=3, offsets=True, writes=0.6), cyclic=True), "highs")
+
+
 @pytest.mark.parametrize("engine", ["cbc", "highs"])
 @pytest.mark.parametrize("seed", [20, 21, 24])
 def test_order_residency_and_addresses(seed: int, engine: str) -> None:
@@ -129,14 +154,55 @@ def test_large_addresses_with_a_common_divisor_are_fine() -> None:
     assert result.objective == (least_nbytes(small) or 0) << 40
 
 
-def test_a_value_written_in_pieces_stays_until_it_is_whole() -> None:
-    tensors = (Tensor(4), Tensor(3), Tensor(1, ends=End.FAST))
-    operators = (Operator((), (0,)), Operator((), (1,)), Operator((1,), (0,)), Operator((0,), (2,)))
-    hold(TrafficProblem(operators, tensors, 7, order=(0, 1, 2, 3)), "highs")
-    hold(TrafficProblem(operators, tensors, 7), "highs")
-    result = solve_traffic(TrafficProblem(operators, tensors, 6, order=(0, 1, 2, 3)))
+def test_a_value_written_in_pieces_may_leave_between_them() -> None:
+    """Its first piece goes below while what the second is made of is worked out, and comes back for it."""
+    tensors = (Tensor(4), Tensor(3), Tensor(1), Tensor(1, ends=End.FAST))
+    uses = ((), 0), ((), 1), ((1,), 2), ((2,), 0), ((0,), 3)
+    operators = tuple(Operator(reads, (written,)) for reads, written in uses)
+    problem = TrafficProblem(operators, tensors, 8, order=(0, 1, 2, 3, 4))
+    for capacity, moved in ((8, 0), (7, 8), (5, 8)):
+        hold(replace(problem, capacity_nbytes=capacity), "highs")
+        assert solve_traffic(replace(problem, capacity_nbytes=capacity)).objective == moved
+        hold(replace(problem, capacity_nbytes=capacity, order=None), "highs")
+    result = solve_traffic(replace(problem, capacity_nbytes=4))
     assert result.status is Status.INFEASIBLE
-    assert "operator 1 needs 7 bytes on chip, the capacity is 6" in result.detail
+    assert "operator 3 needs 5 bytes on chip, the capacity is 4" in result.detail
+
+
+def test_what_begins_below_is_loaded_before_it_is_written() -> None:
+    """Another operator's write into it is a change, as is the first: only what is nowhere comes into being by it."""
+    tensors = (Tensor(5, Begin.BELOW, End.BELOW), Tensor(1, ends=End.FAST))
+    for inputs in ((0,), ()):
+        problem = TrafficProblem((Operator(inputs, (0,)), Operator((), (1,))), tensors, 6)
+        hold(problem, "highs")
+        solution = solve_traffic(problem).solution
+        assert solution is not None and moved_nbytes(problem, solution) == 10
+        wrong = check_traffic(problem, replace(solution, loads=((),) * 3))
+        assert any("0 is on chip and came from nowhere" in w for w in wrong)
+
+
+def test_what_passes_change_and_keep_is_never_stored() -> None:
+    """Passes that follow one another: it stays while there is room; where it must leave, its change goes with it."""
+    tensors = (Tensor(5, Begin.BELOW, End.BELOW), Tensor(3), Tensor(1, ends=End.FAST))
+    operators = (Operator((0,), (0,)), Operator((), (1,)), Operator((1,), (2,)))
+    problem = TrafficProblem(operators, tensors, 9, order=(0, 1, 2), cyclic=True)
+    for capacity, moved in ((9, 0), (8, 10), (7, 10)):
+        hold(replace(problem, capacity_nbytes=capacity), "highs")
+        assert solve_traffic(replace(problem, capacity_nbytes=capacity)).objective == moved
+    solution = solve_traffic(replace(problem, capacity_nbytes=7)).solution
+    assert solution is not None
+    wrong = check_traffic(replace(problem, capacity_nbytes=7), replace(solution, stores=((),) * 4))
+    assert any("loads 0, which is not below" in w for w in wrong)
+    once = solve_traffic(replace(problem, cyclic=False))
+    assert once.objective == 10, "one pass alone loads it and stores it"
+
+
+def test_what_must_end_on_chip_and_below() -> None:
+    tensors = (Tensor(5, Begin.BELOW, End.BOTH), Tensor(3))
+    problem = TrafficProblem((Operator((0,), (0,)), Operator((), (1,))), tensors, 8, order=(0, 1))
+    hold(problem, "highs")
+    assert solve_traffic(problem).objective == 10
+    assert solve_traffic(replace(problem, capacity_nbytes=7)).status is Status.INFEASIBLE
 
 
 def test_states_at_the_boundaries_of_a_part() -> None:
@@ -222,6 +288,23 @@ def test_a_program_too_large_is_not_built() -> None:
     result = solve_traffic(TrafficProblem(tuple(Operator((), (i,)) for i in range(600)), tensors, 600))
     assert result.status is Status.ERROR
     assert "fix the order, or solve parts" in result.detail
+
+
+def test_a_program_of_too_many_terms_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of operators is a sum over all steps at each of them: few variables may stand in very many places."""
+
+    def builds(*_: object) -> None:
+        raise AssertionError("it is built")
+
+    monkeypatch.setattr(solve_module, "build", builds)
+    steps = 150
+    pairs = tuple((a, b) for a in range(steps) for b in range(a + 1, steps))
+    problem = TrafficProblem((Operator((), (0,)),) + (Operator((0,), ()),) * (steps - 1), (Tensor(1),), 1, pairs)
+    result = solve_traffic(problem)
+    assert result.status is Status.ERROR
+    assert "entries in its rows" in result.detail and "fix the order" in result.detail
+    with pytest.raises(AssertionError, match="it is built"):
+        solve_traffic(replace(problem, order=tuple(range(steps))))
 
 
 def test_no_time_is_unknown_and_the_bound_still_holds() -> None:
