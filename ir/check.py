@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from math import isfinite
 
 from .chains import covers
 from .check_order import check_order
@@ -41,9 +42,11 @@ def check(plan: Plan, graph: Graph, machine: Machine) -> tuple[Violation, ...]:
     for t in plan.transfers:
         moves.setdefault(t.storage, []).append(t)
     lanes = Lanes(plan, graph, machine)
+    unused = Uses((), (), ())  # what no step touches may have places and move all the same
     for storage in graph.storages:
-        if storage.id in uses and storage.nbytes > 0:
-            found += _check_storage(plan, graph, machine, storage, uses[storage.id], moves.get(storage.id, []), lanes)
+        own = moves.get(storage.id, [])
+        if storage.nbytes > 0 and (storage.id in uses or own):
+            found += _check_storage(plan, graph, machine, storage, uses.get(storage.id, unused), own, lanes)
     found += _check_durations(plan, graph)
     found += _check_time(plan, graph, machine)
     found += _check_claims(plan)
@@ -65,10 +68,14 @@ def _check_identity(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Viol
 def _check_shape(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
     """Names that exist, ranges inside their storages, intervals inside the period."""
     total = len(plan.steps)
-    units = {u.name for u in machine.units}
+    tiers = {u.name: u.tier for u in machine.units}
+    if plan.home_tier not in machine.tier:
+        yield Violation("home", f"the home tier is '{plan.home_tier}', which machine '{machine.name}' does not have")
     for i, step in enumerate(plan.steps):
-        if step.op not in graph.operator or step.unit not in units or step.duration_ns < 0:
+        if step.op not in graph.operator or step.unit not in tiers or step.duration_ns < 0:
             yield Violation("step", f"step {i} calls '{step.op}' on '{step.unit}' for {step.duration_ns} ns")
+        elif tiers[step.unit] == plan.home_tier:  # what is at home there has no address to compute from
+            yield Violation("home", f"step {i} computes from '{plan.home_tier}', the home tier")
     stated = (plan.capacity_nbytes, plan.arena_nbytes, plan.workspace_nbytes)
     for what, by_tier in zip(("capacity", "arena", "workspace"), stated, strict=True):
         for tier, nbytes in by_tier.items():
@@ -178,15 +185,20 @@ def _check_storage(
     for step, tier in sorted(set(needed)):
         live = [r for r in stays if r.tier == tier and covers(r, step, total)]
         yield from _check_presence(storage, step, tier, live)
-    yield from _check_once(storage, stays, total)
+    yield from _check_once(storage, stays, total, plan.home_tier)
     yield from check_contents(plan, graph, storage, uses, moves, tiers, lanes)
 
 
-def _check_once(storage: Storage, stays: tuple[Residency, ...], total: int) -> Iterator[Violation]:
-    """No byte has two places in a tier at an instant: a transfer could not say which one it means."""
+def _check_once(storage: Storage, stays: tuple[Residency, ...], total: int, home_tier: str) -> Iterator[Violation]:
+    """No byte has two places in a tier at an instant: a transfer could not say which one it means.
+
+    What is spilled to the home tier lies in a file there, always at the same place: it must be gone before it comes.
+    """
     for i, r in enumerate(stays):
         for other in stays[:i]:
             together = covers(r, other.start, total) or covers(other, r.start, total)
+            if r.tier == home_tier and not storage.homed:
+                together = r.start <= other.end and other.start <= r.end
             if together and r.tier == other.tier and r.lo < other.hi and other.lo < r.hi:
                 yield Violation(
                     "twice",
@@ -219,6 +231,10 @@ def _check_durations(plan: Plan, graph: Graph) -> Iterator[Violation]:
 def _check_time(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violation]:
     """The certificate says what the one simulator says."""
     certificate = plan.certificate
+    stated_s = (certificate.simulated_s, certificate.first_pass_s, certificate.slowed_s)
+    if not all(isfinite(seconds) for seconds in stated_s):
+        yield Violation("time", f"the certificate says {', '.join(map(str, stated_s))} s, which are no times")
+        return
     try:
         timeline = simulate(plan, graph, machine)
     except InputError as error:
@@ -228,6 +244,7 @@ def _check_time(plan: Plan, graph: Graph, machine: Machine) -> Iterator[Violatio
     for what, stated_ns, ns in (
         ("a pass", pass_ns, timeline.pass_ns),
         ("for the first pass", round(certificate.first_pass_s * 1e9), timeline.first_pass_ns),
+        ("of slowing down", round(certificate.slowed_s * 1e9), timeline.slowed_ns),
     ):
         if abs(stated_ns - ns) > TIME_TOLERANCE * max(ns, stated_ns) + 1:
             yield Violation("time", f"the certificate says {stated_ns} ns {what}, the simulator {ns} ns")

@@ -103,8 +103,9 @@ def _exchanged(accesses: list[_Access]) -> Iterator[tuple[_Access, _Access]]:
 
 
 def _check_repeats(plan: Plan, graph: Graph) -> Iterator[Violation]:
-    """An operator that is called again finds the bytes that it read at first: what several operators write, what is at
-    home and what is given are changed in place, and must not be in between. The rest is made anew, the same each time.
+    """An operator that is called again does what it did at first. What several operators write, what is at home and
+    what is given are changed in place: an operator that writes such a storage is called once, and one that reads it
+    must not find it changed in between. The rest is made anew, the same each time.
     """
     calls: dict[str, list[int]] = {}
     for i, step in enumerate(plan.steps):
@@ -112,27 +113,36 @@ def _check_repeats(plan: Plan, graph: Graph) -> Iterator[Violation]:
     repeated = {op: steps for op, steps in calls.items() if len(steps) > 1}
     if not repeated:
         return
-    writes: dict[str, list[tuple[int, int, int]]] = {}
-    writers: dict[str, set[str]] = {}
-    for i, step in enumerate(plan.steps):
-        for tensor in (graph.tensor[name] for name in graph.operator[step.op].outputs):
-            if tensor.storage is not None:
-                writes.setdefault(tensor.storage, []).append((i, tensor.offset, tensor.offset + tensor.nbytes))
-                writers.setdefault(tensor.storage, set()).add(step.op)
     for op, (_, again, *_) in repeated.items():
         if is_random(graph.operator[op]) or is_turn(graph.operator[op]):
             why = "draws random numbers" if is_random(graph.operator[op]) else "is the turn of a training step"
             yield Violation("recompute", f"step {again} calls '{op}' again, which {why} and is called once in a pass")
-    given = boundary_storages(graph)[0]
+    writes = _changes(plan, graph)
     for op, steps in repeated.items():
+        for name in graph.writes(graph.operator[op]):
+            if name in writes:
+                yield Violation("recompute", f"'{op}' is called twice, but '{name}' cannot be made anew by it")
         for tensor in (graph.tensor[name] for name in graph.operator[op].inputs):
-            name, end = tensor.storage or "", tensor.offset + tensor.nbytes
-            if name not in writes or (len(writers[name]) == 1 and name not in given and not graph.storage[name].homed):
+            if tensor.storage not in writes:
                 continue
-            elsewhere = not graph.storage[name].nbytes  # what lies outside the plan is taken to change as a whole
-            changes = [i for i, lo, hi in writes[name] if elsewhere or (lo < end and tensor.offset < hi)]
+            first, end = _range(graph, tensor)
+            changes = [i for i, lo, hi in writes[tensor.storage] if lo < end and first < hi]
             for earlier, again in pairwise(steps):
                 i = next((i for i in changes if earlier < i < again), None)
                 if i is not None:
                     text = f"step {again} calls '{op}' as step {earlier} did, but since then step {i}"
-                    yield Violation("recompute", f"{text}, '{plan.steps[i].op}', has changed '{name}', which it reads")
+                    changed = f"'{plan.steps[i].op}', has changed '{tensor.storage}', which it reads"
+                    yield Violation("recompute", f"{text}, {changed}")
+
+
+def _changes(plan: Plan, graph: Graph) -> dict[str, list[tuple[int, int, int]]]:
+    """By storage that is changed in place: the steps that write it, with the bytes [lo, hi) that they write."""
+    given = boundary_storages(graph)[0]
+    writers: dict[str, set[str]] = {}
+    writes: dict[str, list[tuple[int, int, int]]] = {}
+    for i, step in enumerate(plan.steps):
+        for tensor in (graph.tensor[name] for name in graph.operator[step.op].outputs):
+            if tensor.storage is not None:
+                writers.setdefault(tensor.storage, set()).add(step.op)
+                writes.setdefault(tensor.storage, []).append((i, *_range(graph, tensor)))
+    return {s: w for s, w in writes.items() if len(writers[s]) > 1 or s in given or graph.storage[s].homed}

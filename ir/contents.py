@@ -2,7 +2,7 @@
 
 Content is told by versions (`follow`). A storage that is made by one operator is made anew each time a plan calls it
 (recomputation). One that several operators write, or that lasts from pass to pass, is changed by each of them: there
-every writer must find what the one before it left, and none may be called twice.
+every writer must find what the one before it left, and none may be called twice (`check_order`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,9 @@ def check_contents(
 ) -> Iterator[Violation]:
     """Every step finds the content it needs, every transfer has a source with content, a place, and leaves it whole."""
     stays = plan.residencies_of.get(storage.id, ())
-    makers = [plan.steps[w].op for w in uses.writes]
     is_input = storage.id in boundary_storages(graph)[0]
-    made_anew = len(set(makers)) == 1 and not storage.homed and not is_input
-    if not made_anew and len(set(makers)) < len(makers):
-        twice = next(op for i, op in enumerate(makers) if op in makers[:i])
-        yield Violation("recompute", f"'{twice}' is called twice, but '{storage.id}' cannot be made anew by it")
+    makers = {plan.steps[w].op for w in uses.writes}
+    made_anew = len(makers) == 1 and not storage.homed and not is_input
     if _is_plain(plan, graph, storage, uses, stays, moves, unit_tier):
         return
     yield from check_windows(plan, storage, uses, stays, moves, unit_tier)

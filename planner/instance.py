@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from math import lcm
 
 from ..ir.codec import digest
 from ..ir.collecting import without_collecting
@@ -71,7 +72,7 @@ class Instance:
         """Bytes of the fast tier for the largest working set, each storage in whole alignments as places are chosen,
         for the workspace and for the reserve."""
         least = self.fast.alignment
-        sets = (sum(round_up(s.nbytes, max(s.alignment, least)) for s in together) for together in self._together)
+        sets = (sum(round_up(s.nbytes, lcm(s.alignment, least)) for s in together) for together in self._together)
         return max(sets, default=0) + self.workspace_nbytes + self.fast.reserve_nbytes
 
     @cached_property
@@ -88,14 +89,14 @@ class Instance:
         where places are padded; what is spilled may lie anywhere, as its working sets must fit to the byte: the runtime
         copies it where blocks do not match."""
         found = self.items[item]
-        own = max(self.graph.storage[found.storage].alignment, self.fast.alignment)
-        return max(own, self.home.alignment) if found.homed and self.padded else own
+        own = lcm(self.graph.storage[found.storage].alignment, self.fast.alignment)
+        return lcm(own, self.home.alignment) if found.homed and self.padded else own
 
     @cached_property
     def block_nbytes(self) -> int:
         """The unit of addresses that serves every item, and of the parts of items."""
-        own = max((self.graph.storage[i.storage].alignment for i in self.items), default=1)
-        return max(own, self.fast.alignment, self.home.alignment if self.padded else 1)
+        own = {self.graph.storage[i.storage].alignment for i in self.items}
+        return lcm(*own, self.fast.alignment, self.home.alignment if self.padded else 1)
 
     @cached_property
     def gaps(self) -> tuple[ItemGap, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import gcd
+from math import gcd, lcm
 
 from ..ir.graph import Graph, Storage
 from ..ir.uses import Uses, storage_uses
@@ -52,7 +52,7 @@ def items_of(
     def placed_nbytes(storage: Storage) -> int:
         if home_alignment is None or fast_alignment is None:
             return storage.nbytes
-        return round_up(storage.nbytes, home_alignment if storage.homed else max(storage.alignment, fast_alignment))
+        return round_up(storage.nbytes, home_alignment if storage.homed else lcm(storage.alignment, fast_alignment))
 
     uses = storage_uses(graph, order)
     first, last = _boundary(graph, len(order))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.errors import TimeLimitError
-from ..ir.plan import Plan, Transfer
+from ..ir.plan import Plan
 from ..ir.simulate import simulate
 from ..ir.sizes import format_size
 from ..solvers.residency.problem import ResidencySolution
@@ -26,7 +26,7 @@ from .levels_arena import Settled, Times, settle
 from .levels_bound import solve_instance
 from .levels_choose import Away, Level, all_away, away_nbytes, cached, even, nothing_kept
 from .levels_lower import Lowered, Move, lower, tightened, times_of
-from .levels_pace import crowded, paced
+from .levels_pace import windows
 from .levels_upper import estimate_s, lean_plans
 from .levels_visits import Parcel, holds_of
 from .order import StowBest
@@ -49,9 +49,6 @@ LEAN, LEAN_SHARE = 3, 0.3
 UPPER_SHARE, LEAST_SHARE = 0.5, 0.1
 """The share of the time that is left which the strategy itself has for plans of the two topmost tiers; and the share of
 the limit that each of them has in any case, as has each lowering twice over."""
-
-PASSING = (0.5, 0.8, 0.3, 0.95)
-"""Shares of a middle tier that may pass it at a step, where otherwise more would than fits: tried one after another."""
 
 ROUNDS = 3
 """How often the windows of the transfers above are taken from the simulation of the best plan, and planned anew."""
@@ -200,24 +197,11 @@ def _by_policy(instance: Instance, upper: Plan, policy: Policy, effort: Effort) 
         return None
 
     timeline = simulate(upper, instance.graph, instance.machine)
-    for windows in _windows(instance, upper, tightened(upper, timeline)):
-        lowered = lower(instance, upper, windows, times_of(timeline), chosen)
+    for moves in windows(instance, upper, tightened(upper, timeline)):
+        lowered = lower(instance, upper, moves, times_of(timeline), chosen)
         if lowered is not None:
             return lowered.plan
     raise _no_addresses(instance, effort)
-
-
-def _windows(instance: Instance, upper: Plan, seen: Sequence[Transfer]) -> Iterator[list[Move]]:
-    """The transfers of an upper plan as they were `seen`, unless that is more at once than the topmost middle tier
-    holds; and paced, so that at each step they leave it some room."""
-    room = instance.middle[0].usable_nbytes
-    if not crowded(seen, instance.steps, room):
-        yield [(t, i) for i, t in enumerate(seen)]
-    blocks = max(t.alignment for t in (instance.fast, *instance.middle, instance.home))
-    for share in PASSING:
-        parts = paced(upper.transfers, seen, instance.steps, int(share * room), blocks)
-        if parts is not None:
-            yield parts
 
 
 @dataclass
@@ -248,12 +232,12 @@ class _Search:
         before = float("inf")
         for _ in range(ROUNDS):
             self.found = None
-            for windows in _windows(self.instance, upper, seen):
+            for moves in windows(self.instance, upper, seen):
                 self.scores, self.levels = {}, {}
                 for recipe in self._recipes():
                     if self.finished:
                         return
-                    self._score(recipe, upper, windows, times)
+                    self._score(recipe, upper, moves, times)
                 if self.found is not None:
                     break
             if self.found is None or min(self.scores.values()) > 0.999 * before:
@@ -282,7 +266,7 @@ class _Search:
             for other in (*near[max(at - 1, 0) : at], *near[at + 1 : at + 2]):
                 yield replace(best, cut=(best.cut + other) / 2)
 
-    def _score(self, recipe: Recipe, upper: Plan, windows: Sequence[Move], times: Times) -> None:
+    def _score(self, recipe: Recipe, upper: Plan, moves: Sequence[Move], times: Times) -> None:
         def chosen(level: Level, number: int) -> list[Settled] | None:
             level = self.levels.setdefault(level.parcels, level)
             away = all_away(level)
@@ -296,7 +280,7 @@ class _Search:
             tier = self.instance.middle[number].name
             return _settle(level, away, tier, early=recipe.early, oldest=recipe.oldest)
 
-        lowered = lower(self.instance, upper, windows, times, chosen)
+        lowered = lower(self.instance, upper, moves, times, chosen)
         seconds = lowered.plan.certificate.simulated_s if lowered else float("inf")
         if lowered is not None and seconds < min(self.scores.values(), default=float("inf")):
             self.found = lowered

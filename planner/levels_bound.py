@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.errors import InfeasibleError
+from ..solvers.engines import linear_engine
 from ..solvers.residency.tiers import TieredProblem, TieredSolution, TierLink, solve_tiers
 from ..solvers.result import Result
 from .instance import Instance
@@ -35,7 +36,8 @@ def tiered_problem(instance: Instance) -> TieredProblem:
 
 def solve_instance(instance: Instance, *, time_limit_s: float) -> Result[TieredSolution]:
     """The LP of `tiered_problem`. Raises InfeasibleError where it is infeasible, with the reason."""
-    result = solve_tiers(tiered_problem(instance), time_limit_s=time_limit_s)
+    engine = linear_engine(instance.engine)
+    result = solve_tiers(tiered_problem(instance), time_limit_s=time_limit_s, engine=engine)
     if result.status.value == "infeasible":
         names = ", ".join(t.name for t in (instance.fast, *instance.middle, instance.home))
         raise InfeasibleError(f"'{instance.graph.name}' does not run on tiers {names}: {result.detail}")

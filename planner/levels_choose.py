@@ -13,7 +13,7 @@ from ..solvers.residency.lp import solve_residency
 from ..solvers.residency.problem import Gap, ResidencyProblem
 from .items import round_up
 from .levels_arena import Times
-from .levels_visits import Parcel
+from .levels_visits import Parcel, Pause
 from .replay import Cacheable, Urgency, misses
 
 Fractions = list[list[float]]
@@ -43,23 +43,30 @@ class Level:
         """Parcels up to this size are not divided: more transfers would cost more than the bytes are worth."""
         return round_up(max(1, self.capacity_nbytes // 4096), self.alignment)
 
+    def may_leave(self, parcel: Parcel, pause: Pause) -> bool:
+        """Whether it is of use, and possible, that a parcel is away in a pause: not where the next visit overwrites it,
+        nor where it would have to go down and no link leads there."""
+        return not pause.dead and (self.store_bytes_per_s > 0 or not parcel.made)
+
+    def stays(self, parcel: Parcel) -> set[int]:
+        """Steps at which a parcel is there whatever is decided: its visits, and pauses in which it cannot leave."""
+        spans = [(v.after, end) for v, end in zip(parcel.visits, parcel.ends, strict=True)]
+        spans += [(q.start, q.end) for q in parcel.pauses if not q.dead and not self.may_leave(parcel, q)]
+        return {t % self.times.steps for start, end in spans for t in range(start, end)}
+
     @cached_property
     def base_nbytes(self) -> tuple[int, ...]:
-        """Bytes that visits need at each step."""
-        steps = self.times.steps
-        base = [0] * steps
+        """Bytes that are there at each step whatever is decided."""
+        base = [0] * self.times.steps
         for parcel in self.parcels:
-            covered = {
-                t % steps for v, end in zip(parcel.visits, parcel.ends, strict=True) for t in range(v.after, end)
-            }
-            for t in covered:
+            for t in self.stays(parcel):
                 base[t] += parcel.nbytes
         return tuple(base)
 
     @cached_property
     def makes(self) -> bool:
         """Whether anything that the level above made could go on from here to the tier below."""
-        return any(not q.clean and not q.dead for p in self.parcels for q in p.pauses)
+        return any(not q.clean and self.may_leave(p, q) for p in self.parcels for q in p.pauses)
 
     def relaxed(self, cut_nbytes: int) -> tuple[Fractions, Times] | None:
         """By parcel and pause, the share that is away in the fluid optimum with `cut_nbytes` left free; and the
@@ -88,7 +95,7 @@ class Level:
         for i, parcel in enumerate(self.parcels):
             for n, pause in enumerate(parcel.pauses):
                 back = (pause.start - 1) // steps * steps
-                if not pause.dead and (pause.end - pause.start >= 1):
+                if self.may_leave(parcel, pause) and pause.end - pause.start >= 1:
                     gaps.append(Gap(i, parcel.nbytes, pause.start - 1 - back, pause.end - back, pause.clean))
                     where.append((i, n))
         problem = ResidencyProblem(
@@ -116,7 +123,8 @@ class Level:
 
 def _thinned(level: Level, fractions: Fractions, nbytes: int) -> Fractions:
     """`nbytes` more of the weights away: the same share of what is kept of each."""
-    clean = [(i, n) for i, p in enumerate(level.parcels) for n, q in enumerate(p.pauses) if q.clean and not q.dead]
+    pauses = [(i, n, p, q) for i, p in enumerate(level.parcels) for n, q in enumerate(p.pauses)]
+    clean = [(i, n) for i, n, p, q in pauses if q.clean and level.may_leave(p, q)]
     kept = sum((1.0 - fractions[i][n]) * level.parcels[i].nbytes for i, n in clean)
     share = min(1.0, nbytes / kept) if kept > 0 else 0.0
     found = [list(f) for f in fractions]
@@ -160,25 +168,25 @@ def away_nbytes(level: Level, wanted: Fractions) -> Away:
 
 
 def nothing_kept(level: Level) -> Away:
-    """Whatever is at home below leaves after every visit; the rest stays."""
-    return [[p.nbytes if p.homed and not q.dead else 0 for q in p.pauses] for p in level.parcels]
+    """Whatever is at home below leaves after every visit, if it can; the rest stays."""
+    return [[p.nbytes if p.homed and level.may_leave(p, q) else 0 for q in p.pauses] for p in level.parcels]
 
 
 def all_away(level: Level) -> Away:
-    """Whatever comes goes on, after every visit: what needs the least room."""
-    return [[0 if q.dead else p.nbytes for q in p.pauses] for p in level.parcels]
+    """Whatever comes goes on, after every visit, if it can: what needs the least room."""
+    return [[p.nbytes if level.may_leave(p, q) else 0 for q in p.pauses] for p in level.parcels]
 
 
 def cached(level: Level, capacity_nbytes: int, urgency: Urgency) -> Away | None:
-    """Replay a cache of whole parcels until its steady state; what has no copy below stays. None where that is too
-    much."""
+    """Replay a cache of whole parcels until its steady state; what has no copy below stays, and what no link takes
+    there. None where that is too much."""
     steps, parcels = level.times.steps, level.parcels
-    homed = [i for i, p in enumerate(parcels) if p.homed]
+    homed = [i for i, p in enumerate(parcels) if p.homed and (level.store_bytes_per_s > 0 or not p.made)]
     pinned = [0] * steps
-    for parcel in parcels:
-        if not parcel.homed:
-            for t in range(parcel.visits[0].after, parcel.ends[-1]):
-                pinned[t] += parcel.nbytes
+    for i in sorted(set(range(len(parcels))) - set(homed)):
+        parcel = parcels[i]
+        for t in level.stays(parcel) if parcel.homed else range(parcel.visits[0].after, parcel.ends[-1]):
+            pinned[t] += parcel.nbytes
     entries = [Cacheable(parcels[i].nbytes, tuple(v.after for v in parcels[i].visits), parcels[i].ends) for i in homed]
     missed = misses(entries, pinned, capacity_nbytes, urgency)
     if missed is None:

@@ -7,13 +7,31 @@ steps at which it may run, until no step has more to pass than the tier has room
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import lcm
 
-from ..ir.plan import Transfer
+from ..ir.plan import Plan, Transfer
+from .instance import Instance
 
 Part = tuple[Transfer, int]
 """A part of a transfer, and the index of the transfer."""
+
+PASSING = (0.5, 0.8, 0.3, 0.95)
+"""Shares of a middle tier that may pass it at a step, where otherwise more would than fits: tried one after another."""
+
+
+def windows(instance: Instance, upper: Plan, seen: Sequence[Transfer]) -> Iterator[list[Part]]:
+    """The transfers of an upper plan as they were `seen`, unless that is more at once than the topmost middle tier
+    holds; and paced, so that at each step they leave it some room."""
+    room = instance.middle[0].usable_nbytes
+    if not crowded(seen, instance.steps, room):
+        yield [(t, i) for i, t in enumerate(seen)]
+    blocks = lcm(*(t.alignment for t in (instance.fast, *instance.middle, instance.home)))
+    for share in PASSING:
+        parts = paced(upper.transfers, seen, instance.steps, int(share * room), blocks)
+        if parts is not None:
+            yield parts
 
 
 def crowded(windows: Sequence[Transfer], steps: int, room_nbytes: int) -> bool:

@@ -45,6 +45,11 @@ class Parcel:
         """Length of the range."""
         return self.hi - self.lo
 
+    @property
+    def made(self) -> bool:
+        """Whether the tier below does not have it: what is made or changed above must go down before it leaves."""
+        return not self.homed or any(v.writes for v in self.visits)
+
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """For each visit, the instant until which it and those that began before it need the parcel."""

@@ -2,7 +2,8 @@
 up values, and transfers that come as early or as late as they may.
 
 A value is a number for each cell of bytes. An operator makes new numbers of all cells that it reads, so that one wrong
-cell anywhere changes everything behind it. While something may be written a cell holds rubbish.
+cell anywhere changes everything behind it. While something may be written a cell holds rubbish. A storage without bytes
+lies outside the plan: it has one cell of its own, which operators find wherever the plan has their other operands.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tensorstow.ir.graph import Graph, Operator, Tensor
+from tensorstow.ir.graph import Graph, Operator, Storage, Tensor
 from tensorstow.ir.machine import Machine
 from tensorstow.ir.operators import is_random, is_turn
 from tensorstow.ir.plan import Plan
 from tensorstow.ir.simulate import prefilled
 from tensorstow.runtime.addresses import Addresses
 from tensorstow.runtime.moves import Moves, Route
+from tensorstow.runtime.preflight import compute_unit
+from tensorstow.runtime.tiers import host_tiers
 
 Cells = npt.NDArray[np.int64]
 
@@ -60,36 +63,43 @@ class _Draws:
         return (op.id, operands)
 
 
-def given(name: str, number: int, nbytes: int) -> Cells:
+def size(storage: Storage) -> int:
+    """Cells of a storage; one for what lies outside the plan."""
+    return cells(storage.nbytes or CELL)
+
+
+def given(storage: Storage, number: int) -> Cells:
     """What pass `number` is given as a storage."""
-    return _numbers("given", name, number, count=cells(nbytes))
+    return _numbers("given", storage.id, number, count=size(storage))
 
 
-def at_home(name: str, nbytes: int) -> Cells:
+def at_home(storage: Storage) -> Cells:
     """What a homed storage holds at first."""
-    return _numbers("home", name, count=cells(nbytes))
+    return _numbers("home", storage.id, count=size(storage))
 
 
 def expected(graph: Graph) -> Iterator[dict[str, Cells]]:
     """The outputs of each pass with everything in memory, in the graph's order."""
     draws = _Draws()
-    memory = {s.id: at_home(s.id, s.nbytes) for s in graph.storages if s.homed}
+    memory = {s.id: at_home(s) for s in graph.storages if s.homed}
     inputs, outputs = graph.storages_of(graph.inputs), graph.storages_of(graph.outputs)
     for number in range(PASSES):
         for s in graph.storages:
             if not s.homed:
-                memory[s.id] = np.zeros(cells(s.nbytes), np.int64)
-        memory.update({s: given(s, number, graph.storage[s].nbytes) for s in inputs})
+                memory[s.id] = np.zeros(size(s), np.int64)
+        memory.update({s: given(graph.storage[s], number) for s in inputs})
         for op in graph.operators:
-            views = {name: _view(memory, graph.tensor[name]) for name in (*op.inputs, *op.outputs)}
+            views = {name: _view(memory, graph, graph.tensor[name]) for name in (*op.inputs, *op.outputs)}
             key = draws.key(op, tuple(views[name].tobytes() for name in op.inputs))
             for k, name in enumerate(op.outputs):
                 views[name][:] = _numbers(key, k, count=len(views[name]))
         yield {s: memory[s].copy() for s in outputs}
 
 
-def _view(memory: Mapping[str, Cells], tensor: Tensor) -> Cells:
+def _view(memory: Mapping[str, Cells], graph: Graph, tensor: Tensor) -> Cells:
     assert tensor.storage is not None
+    if not graph.storage[tensor.storage].nbytes:
+        return memory[tensor.storage]
     lo = cells(tensor.offset)
     return memory[tensor.storage][lo : lo + cells(tensor.nbytes)]
 
@@ -131,16 +141,17 @@ class Follower:
         self.rng = rng
         self.eager = eager
         self.period = len(plan.steps)
-        unit_tier = {u.name: u.tier for u in machine.units}
-        tiers = dict.fromkeys([unit_tier[s.unit] for s in plan.steps])
-        tiers |= dict.fromkeys(end for t in plan.transfers for end in (t.origin, t.target) if end != plan.home_tier)
-        self.fast = next(iter(tiers))
+        self.fast = compute_unit(plan, graph, machine).tier
+        tiers = (self.fast, *host_tiers(plan, self.fast))
         self.addresses = {tier: Addresses(plan, graph, tier) for tier in tiers}
         self.moves = Moves(plan, graph, machine, self.addresses)
         self.due = self.moves.due()
         self.arena = {tier: np.full(cells(_whole(plan, tier)), -1, np.int64) for tier in tiers}
-        self.home = {s.id: at_home(s.id, s.nbytes) for s in graph.storages if s.homed}
-        self.scratch = {s.id: np.full(cells(s.nbytes), -2, np.int64) for s in graph.storages if not s.homed}
+        self.home = {s.id: at_home(s) for s in graph.storages if s.homed}
+        self.scratch = {s.id: np.full(size(s), -2, np.int64) for s in graph.storages if not s.homed}
+        self.outside = {
+            s.id: at_home(s) if s.homed else np.zeros(size(s), np.int64) for s in graph.storages if not s.nbytes
+        }
         self.draws = _Draws()
         self.rubbish = -3
         by_lane: dict[str, list[Route]] = {}
@@ -174,17 +185,23 @@ class Follower:
 
     def _storage(self, storage: str, step: int) -> Cells:
         nbytes = self.graph.storage[storage].nbytes
-        whole = Tensor(storage, "uint8", (nbytes,), storage, nbytes)
-        return self._at(self.fast, self.addresses[self.fast].of_tensor(whole, step), nbytes)
+        return self._tensor(Tensor(storage, "uint8", (nbytes,), storage, nbytes), step)
+
+    def _tensor(self, tensor: Tensor, step: int) -> Cells:
+        if tensor.storage in self.outside:
+            return self.outside[tensor.storage]
+        return self._at(self.fast, self.addresses[self.fast].of_tensor(tensor, step), tensor.nbytes)
 
     def _give(self, number: int) -> None:
+        for name, view in self.outside.items():
+            if not self.graph.storage[name].homed:
+                view[:] = 0  # nothing of it outlasts a pass
         for s in self.graph.storages_of(self.graph.inputs):
-            self._storage(s, 0)[:] = given(s, number, self.graph.storage[s].nbytes)
+            self._storage(s, 0)[:] = given(self.graph.storage[s], number)
 
     def _call(self, op: Operator, step: int, now: int) -> None:
         tensors = {name: self.graph.tensor[name] for name in (*op.inputs, *op.outputs)}
-        where = self.addresses[self.fast]
-        views = {name: self._at(self.fast, where.of_tensor(t, step), t.nbytes) for name, t in tensors.items()}
+        views = {name: self._tensor(t, step) for name, t in tensors.items()}
         before = {name: views[name].copy() for name in op.inputs}
         for name in op.outputs:
             self._spoil(views[name])
@@ -247,7 +264,8 @@ class Follower:
         source = there if route.source is None else self._at(t.origin, route.source, t.nbytes)
         place = there if route.place is None else self._at(t.target, route.place, t.nbytes)
         read = source.copy()
-        self._spoil(place)
+        if route.place is not None or not np.array_equal(read, place):  # a file holds the same all the while
+            self._spoil(place)
         lane.running.append(_Running(lane.taken, source, place, read))
         lane.taken += 1
 

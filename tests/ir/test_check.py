@@ -122,6 +122,8 @@ def test_wrong_order(plan: Plan) -> None:
     [
         ({"simulated_s": 1e-9}, "time"),
         ({"first_pass_s": 0.0}, "time"),
+        ({"simulated_s": math.nan}, "time"),
+        ({"first_pass_s": math.inf}, "time"),
         ({"bound_s": 1e9}, "bound"),
         ({"bound_s": math.nan}, "bound"),
         ({"bound_s": 1e-9, "status": "optimal"}, "status"),
@@ -168,6 +170,14 @@ def test_names_that_do_not_exist(plan: Plan) -> None:
     assert kinds(with_residency(plan, 0, storage="nobody")) == {"range"}
     assert kinds(with_transfer(plan, 0, origin="moon")) == {"range"}
     assert kinds(replace(plan, steps=(replace(plan.steps[0], op="nobody"), *plan.steps[1:]))) == {"step"}
+
+
+@pytest.mark.parametrize("home", ["dram", "moon"])
+def test_the_home_tier_is_one_that_nothing_computes_from(home: str) -> None:
+    """What rests in memory for ever is filled before the first pass, unless memory is its home."""
+    box = machine(2 << 20)
+    resident = plan_graph(GRAPH, box, strategy="resident")
+    assert kinds(replace(resident, home_tier=home), GRAPH, box) == {"home"}
 
 
 def test_a_lane_whose_head_waits_for_its_tail_is_a_deadlock(plan: Plan) -> None:

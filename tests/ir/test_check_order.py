@@ -16,9 +16,9 @@ ACTIVATION, INPUT, OUTPUT, WEIGHT = StorageKind.ACTIVATION, StorageKind.INPUT, S
 
 
 def resident(g: Graph, order: list[int]) -> Plan:
-    """All storages in one place each, as long as a pass lasts."""
+    """All storages with bytes in one place each, as long as a pass lasts."""
     steps = len(order)
-    return plan(g, [stay(s.id, "hbm", i, 0, steps) for i, s in enumerate(g.storages)], [], order)
+    return plan(g, [stay(s.id, "hbm", i, 0, steps) for i, s in enumerate(g.storages) if s.nbytes], [], order)
 
 
 def found(g: Graph, order: list[int]) -> list[tuple[str, str]]:
@@ -96,3 +96,41 @@ def test_what_gives_something_else_each_time_is_called_once(op_type: str, why: s
     twice = found(typed({0: op_type}), [0, 1, 0, 2])
     text = f"step 2 calls 'op0' again, which {why} and is called once in a pass"
     assert twice == ([("recompute", text)] if why else [])
+
+
+def changed_in_place(kind: StorageKind, nbytes: int, *, makes: bool, changes: bool) -> Graph:
+    """op0 makes `a`, and `s` if it `makes` it; op1 writes over `s` if it `changes` it; op2 reads `a` and `s`."""
+    sizes = {"x": SIZE, "a": SIZE, "s": nbytes, "y": SIZE}
+    kinds = {"x": INPUT, "a": ACTIVATION, "s": kind, "y": OUTPUT}
+    storages = tuple(Storage(name, n, kinds[name]) for name, n in sizes.items())
+    tensors = [Tensor(s.id, "float32", (s.nbytes // 4,), s.id, s.nbytes) for s in storages]
+    tensors += [Tensor(name, "float32", (nbytes // 4,), "s", nbytes) for name in ("s0", "s1")]
+    made, latest = ("a", "s0") if makes else ("a",), "s1" if changes else "s0" if makes else "s"
+    first = Operator("op0", "Any", ("x", "s") if makes and kind != ACTIVATION else ("x",), made, measured_ns=1000)
+    over = Operator("op1", "Any", ("a",), ("s1",) if changes else (), measured_ns=1000)
+    last = Operator("op2", "Any", ("a", latest), ("y",), measured_ns=1000)
+    given = ("x", "s") if kind == INPUT else ("x",)
+    return Graph("in place", storages, tuple(tensors), (first, over, last), given, ("y",))
+
+
+@pytest.mark.parametrize("nbytes", [0, SIZE])
+@pytest.mark.parametrize(
+    ("kind", "makes", "changes", "wrong"),
+    [
+        (ACTIVATION, True, False, False),  # made anew
+        (ACTIVATION, True, True, True),  # old again
+        (WEIGHT, True, False, True),  # updated twice
+        (INPUT, True, False, True),
+        (WEIGHT, False, False, False),
+    ],
+)
+def test_what_changes_a_storage_in_place_is_called_once_with_and_without_bytes_in_the_plan(
+    kind: StorageKind, nbytes: int, *, makes: bool, changes: bool, wrong: bool
+) -> None:
+    g = changed_in_place(kind, nbytes, makes=makes, changes=changes)
+    assert found(g, [0, 1, 2]) == []
+    text = "'op0' is called twice, but 's' cannot be made anew by it"
+    again = [m for k, m in found(g, [0, 1, 0, 2]) if k == "recompute"]
+    assert again == ([text] if wrong else [])
+    if wrong and not changes:
+        assert ("recompute", text) in found(g, [0, 0, 1, 2])  # at once, with nothing in between

@@ -13,7 +13,23 @@ from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
 from tensorstow.ir.machine import Unit
 from tensorstow.ir.plan import Plan, Step
 
-from .test_contents import DOWN, IN, OUT, SIZE, SPILL, TOWER, UP, graph, move, plan, said, stay
+from .test_contents import (
+    ACTIVATIONS,
+    BESIDE,
+    DOWN,
+    IN,
+    OUT,
+    SIZE,
+    SPILL,
+    TOWER,
+    UP,
+    WEIGHT,
+    graph,
+    move,
+    plan,
+    said,
+    stay,
+)
 
 
 def kinds(p: Plan, g: Graph) -> set[str]:
@@ -55,6 +71,17 @@ def test_a_weight_in_a_second_place_must_be_loaded_there() -> None:
     assert said(plan(twice, [*beside, *places], [first, second]), twice) == []
     found = said(plan(twice, [*beside, *places], [first]), twice)
     assert found == [("unfilled", "step 2 reads 'w' [0, 4096), which nothing fills in time")]
+
+
+def test_a_weight_that_no_step_touches_has_a_place_to_move_to_all_the_same() -> None:
+    idle = replace(WEIGHT, storages=(*WEIGHT.storages, Storage("u", SIZE, StorageKind.WEIGHT)))
+    beside = [*ACTIVATIONS, stay("w", "hbm", 5, 0, 4)]
+    assert said(plan(idle, [*beside, stay("u", "dram", 0, 0, 2)], [move("u", IN, 0, 2)]), idle) == []
+    text = "transfer of 'u' in [0, 2)"
+    found = said(plan(idle, [*beside, stay("u", "dram", 0, 0, 1)], [move("u", IN, 0, 2)]), idle)
+    assert found == [("no-place", f"{text} has no place in 'dram'")]
+    found = said(plan(idle, [*beside, stay("u", "dram", 0, 0, 2)], [move("u", UP, 0, 2)]), idle)
+    assert ("no-place", f"{text} has no place in 'hbm'") in found
 
 
 def test_what_leaves_a_new_place_at_once_carries_what_that_was_given() -> None:
@@ -116,6 +143,18 @@ def test_an_input_is_there_for_transfers_when_the_first_step_has_run() -> None:
 
     assert spilled(1) == []
     assert ("no-source", "'a' leaves 'hbm' at 0, where nothing put it") in spilled(0)
+
+
+def test_what_is_spilled_twice_has_gone_from_home_before_it_comes_there_again() -> None:
+    """At home it has one place in a file: what comes to the second one would write over the first."""
+    beside = [*BESIDE, stay("a", "hbm", 4, 0, 4), stay("a", "dram", 0, 1, 4)]
+    moves = [move("a", DOWN, 1, 2), move("a", OUT, 2, 2), move("a", OUT, 3, 4)]
+
+    def home(end: int) -> list[tuple[str, str]]:
+        return said(plan(SPILL, [*beside, stay("a", "ssd", 0, 1, end), stay("a", "ssd", 1, 3, 4)], moves), SPILL)
+
+    assert home(2) == []
+    assert home(3) == [("twice", "'a' is resident in 'ssd' at 4096 in steps [3, 4) and at 0 in steps [1, 3)")]
 
 
 # A cache `s` that is given, of which step 3 of 5 writes the first 64 bytes, and which step 4 reads.
