@@ -1,8 +1,8 @@
 """Orders of the operators beside the program's, each posed, scored and planned by `Stow`; the simulator's best stays.
 
 Orders come from `solvers.ordering`. They are ranked by the live bytes that do not fit, then by the residency LP of
-each, a lower bound for every plan of that order: an order whose bound is not below the best plan so far is not planned.
-The program's order is planned first.
+each, a lower bound for every plan of that order: an order whose bound is not below that of the program's order is not
+planned. The program's order is planned first, and what is left of the time goes to the order that has the best plan.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..solvers.ordering import Order, OrderingProblem, excess, peak, portfolio
 from ..solvers.ordering.portfolio import WINDOWS
 from .instance import Instance, make_instance
 from .items import extent
+from .search import Search
 from .stow import Stow
 from .strategies import Effort, register
 from .traffic_orders import ordering_problem
@@ -29,7 +30,7 @@ SETTLED = 1.001
 """A plan this near to computing alone cannot gain by another order."""
 
 GAINING = 0.995
-"""An order whose bound is not below this share of the best plan is not worth the time of planning it."""
+"""An order whose bound is not below this share of that of the program's order is not worth the time of planning it."""
 
 FIRST_SHARE, FIRST_MOST = 0.3, 0.6
 """Shares of the time limit for the program's order where others may follow: once it has a plan, and at most."""
@@ -83,6 +84,8 @@ class _Search:
     instance: Instance
     effort: Effort
     best: Plan | None = None
+    found: Search | None = None
+    bound_s: float = float("inf")
     error: TensorstowError | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -92,22 +95,26 @@ class _Search:
         return self.effort.time_limit_s - (time.monotonic() - self.began)
 
     def run(self) -> None:
-        """The order given; then others, the most promising first."""
+        """The order given; then others, the most promising first; then more of the search that found the best."""
         limit_s = self.effort.time_limit_s
         problem = order_problem(self.instance) if self._free() else None
         if problem is None or problem.fixed:
             self._plan(self.instance, limit_s, FIRST_SHARE)
-            return
-        self._plan(self.instance, limit_s * FIRST_MOST, FIRST_SHARE / FIRST_MOST)
-        if self._settled() or self.left_s <= 0:
-            return
+        else:
+            self._plan(self.instance, limit_s * FIRST_MOST, FIRST_SHARE / FIRST_MOST)
+            if not self._settled() and self.left_s > 0:
+                self._others(problem)
+        if self.found is not None and not self._settled() and self.left_s > 0:
+            Stow().go_on(self.found, self.left_s)
+            self._take(self.found)
+
+    def _others(self, problem: OrderingProblem) -> None:
         others = self._bounded(self._posed(problem))
-        for number, (bound_s, posed) in enumerate(others[: self.options.plans]):
+        for bound_s, posed in others[: self.options.plans]:
             late = self.best is not None and self.left_s <= 0
             if late or self._settled() or bound_s >= self._worth_s():
                 return
-            last = number + 1 == min(self.options.plans, len(others)) or others[number + 1][0] >= self._worth_s()
-            self._plan(posed, max(0.1, self.left_s / (1 if last else 2)), 1.0)
+            self._plan(posed, max(0.1, self.left_s / 2), 1.0)
 
     def _free(self) -> bool:
         """Whether other orders are looked for: not where operators are called again, which a rule of its own orders."""
@@ -115,8 +122,9 @@ class _Search:
         return steps <= self.options.most_steps and len(set(self.instance.order)) == steps
 
     def _worth_s(self) -> float:
-        """Seconds that an order must be able to undercut to be planned."""
-        return float("inf") if self.best is None else GAINING * self.best.certificate.simulated_s
+        """Seconds that an order must be able to undercut to be planned: those that the program's order needs at the
+        least. A plan that is far above what its order allows gains more by more time than by another order."""
+        return float("inf") if self.best is None else GAINING * min(self.best.certificate.simulated_s, self.bound_s)
 
     def _settled(self) -> bool:
         compute_s = sum(self.instance.durations_ns) / 1e9
@@ -151,15 +159,21 @@ class _Search:
         return sorted(found, key=lambda pair: pair[0])
 
     def _plan(self, instance: Instance, limit_s: float, search_share: float) -> None:
-        """Let `Stow` plan an order; keep the plan if it is faster, or as fast and moves less."""
+        """Let `Stow` plan an order."""
         try:
-            stow = Stow(search_share=search_share)
-            plan = stow.plan(instance, replace(self.effort, time_limit_s=limit_s))
+            search = Stow(search_share=search_share).search(instance, replace(self.effort, time_limit_s=limit_s))
         except (InfeasibleError, TimeLimitError) as error:
             self.error = self.error or error
             return
-        if self.best is None or _cost(plan) < _cost(self.best):
-            self.best = replace(plan, strategy=self.options.name)
+        if instance is self.instance:
+            self.bound_s = search.bound_s
+        self._take(search)
+
+    def _take(self, search: Search) -> None:
+        """Keep the plan if it is faster, or as fast and moves less, and the search that has found it."""
+        plan = search.best
+        if plan is not None and (self.best is None or _cost(plan) < _cost(self.best)):
+            self.best, self.found = replace(plan, strategy=self.options.name), search
 
 
 def _cost(plan: Plan) -> tuple[float, int]:

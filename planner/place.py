@@ -17,7 +17,8 @@ Ranges of one item that some step uses together are one body: they keep their di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from ..solvers.packing.problem import Body, Box, PackingProblem
@@ -29,8 +30,11 @@ from .spread import finish, spread, stretch
 from .stays import Decisions, Placed, Stay, bodies_of
 from .timetable import begin_loads, is_reserved, pending_stores, reserve, timetable
 
-PENDING_SHARES = (1.0, 0.95, 0.85, 0.0)
+PENDING_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.4)
 """Shares of the room up to which what waits to be stored may fill it, tried in turn until the loads find room, too."""
+
+DOUBTFUL = 2
+"""After so many shares in vain: whether the loads find room at all, where stores block what comes after them."""
 
 SOON_SHARE = 0.2
 """The part of the time for offsets in which what is made is packed as low as it goes."""
@@ -56,7 +60,7 @@ def place(
         return None
     moving = [[_piece(stays[s]) for s in body] for body in bodies if not all(stays[s].always for s in body)]
     room = _Room(instance, bottom, packing_time_s, seed)
-    way = _by_timetable if decisions.timed else _at_once if _too_many(instance, moving, decisions) else _by_turns
+    way = _by_timetable if decisions.timed else _at_once if too_many(instance, stays, decisions) else _by_turns
     found = way(room, moving, decisions)
     return None if found is None else placed + found
 
@@ -114,12 +118,11 @@ def _by_timetable(room: _Room, bodies: list[list[Placed]], decisions: Decisions)
     return pieces
 
 
-def _too_many(instance: Instance, bodies: Sequence[Sequence[Placed]], decisions: Decisions) -> bool:
+def too_many(instance: Instance, stays: Sequence[Stay], decisions: Decisions) -> bool:
     """Whether to place loads in turn, each beside all that lives then, would take minutes."""
-    stays = [p.stay for body in bodies for p in body]
     loads = sum(s.loads for s in stays)
-    lasting = sum(s.last + 1 - s.first for s in stays)
-    return decisions.prefetch and not decisions.reserved and loads * lasting > MEETINGS * instance.steps
+    lasting = sum(s.last + 1 - s.first for s in stays if not s.always)
+    return decisions.prefetch and loads * lasting > MEETINGS * instance.steps
 
 
 def _at_once(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> list[Placed] | None:
@@ -141,27 +144,47 @@ def _at_once(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> l
 def _by_turns(room: _Room, bodies: list[list[Placed]], decisions: Decisions) -> list[Placed] | None:
     held = [body for body in bodies if len(body) > 1 or not body[0].stay.loads or is_reserved(body[0], decisions)]
     fixed: dict[int, int] = {}
-    for share in _shares(bodies, decisions):
+
+    def tried(share: float) -> list[Placed] | None:
         pieces = _all_of(bodies)
         _shorten(pieces)
         if share:
             pending_stores(room.instance, pieces, decisions, int(share * room.nbytes))
             reserve(room.instance, pieces, decisions)
-        if room.hold(held):
-            fixed = {id(body): body[0].offset - body[0].lo for body in held}
-            if decisions.prefetch and spread(room.instance, pieces, room.bottom, decisions):
-                return pieces
-        if decisions.reserved:
+        if not room.hold(held):
             return None
+        fixed.update((id(body), body[0].offset - body[0].lo) for body in held)
+        landed = decisions.prefetch and spread(room.instance, pieces, room.bottom, decisions)
+        return [replace(p) for p in pieces] if landed else None  # the next attempt has the same pieces
+
+    shares = _shares(bodies, decisions)
+    found = tried(shares[0]) if decisions.reserved else _with_most_pending(tried, shares)
+    if found is not None or decisions.reserved:
+        return found
     pieces = _all_of(bodies)
     _shorten(pieces)
     around = {i: fixed[id(body)] for i, body in enumerate(bodies) if id(body) in fixed}
-    found = bool(around) and room.pack(bodies, room=room.nbytes, share=0.5, fixed=around)
-    if not found and not room.pack(bodies, room=room.nbytes):
+    packed = bool(around) and room.pack(bodies, room=room.nbytes, share=0.5, fixed=around)
+    if not packed and not room.pack(bodies, room=room.nbytes):
         return None
     if decisions.prefetch:
         spread(room.instance, pieces, room.bottom, decisions)
     return pieces
+
+
+def _with_most_pending(tried: Callable[[float], list[Placed] | None], shares: Sequence[float]) -> list[Placed] | None:
+    """What is found with the first of `shares` that gives anything, or with none of them; where that gives nothing, no
+    share does."""
+    blocking: list[Placed] | None = None
+    for number, share in enumerate(shares):
+        if number == DOUBTFUL:
+            blocking = tried(0.0)
+            if blocking is None:
+                return None
+        found = tried(share)
+        if found is not None:
+            return found
+    return blocking
 
 
 def _shares(bodies: Sequence[Sequence[Placed]], decisions: Decisions) -> tuple[float, ...]:

@@ -8,8 +8,9 @@ from itertools import chain
 
 from ..ir.plan import Plan
 from ..ir.simulate import simulate
+from .place import too_many
 from .search import Search
-from .stays import Decisions
+from .stays import Decisions, stays_of
 
 FAVOURED = 8
 """How many of the best candidates are worked on."""
@@ -21,12 +22,14 @@ LATE_NS = 1000
 def favour(search: Search) -> None:
     """Give the loads that came late place and time before the others, as long as it helps: what squeaks gets the
     oil (Joslin and Clements, JAIR 10, 1999). All at once, or half of them, and so on down to each by itself; for
-    half of the time that is left."""
+    half of the time that is left. Where everything is placed at once, nothing is placed before the others."""
     spent = time.monotonic() - search.began
     until = search.began + spent + max(0.0, search.time_s - spent) / 2
     for score, decisions, plan in list(search.found[:FAVOURED]):
         if search.finished:
             return
+        if too_many(search.instance, stays_of(search.instance, decisions), decisions):
+            continue
         fruitless, tried = 0, frozenset[tuple[int, int]]()
         late = _late_loads(search, plan, decisions)
         number = len(late)
@@ -44,14 +47,14 @@ def favour(search: Search) -> None:
 
 def _late_loads(search: Search, plan: Plan, decisions: Decisions) -> list[tuple[int, int]]:
     """(item, step) of the loads that made a step wait longer than the LP expects, in the order of the pass."""
-    index = {item.storage: i for i, item in enumerate(search.instance.items)}
+    index = {(item.storage, t): i for i, item in enumerate(search.instance.items) for t in item.touches}
     stall_ns = decisions.stall_ns or (0,) * search.instance.steps
     late = [
         (event.step, plan.transfers[event.waited_for])
         for event in simulate(plan, search.instance.graph, search.instance.machine).steps
         if event.waited_for is not None and event.wait_ns > stall_ns[event.step] + LATE_NS
     ]
-    return [(index[t.storage], step) for step, t in late if t.target == search.instance.fast.name]
+    return [(index[t.storage, step], step) for step, t in late if t.target == search.instance.fast.name]
 
 
 def exchange(search: Search) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir.plan import Plan
 from ..solvers.landing import LOWEST, land
-from ..solvers.packing.solve import load_compiled
+from ..solvers.packing.loading import load_compiled
 from ..solvers.residency.lp import FINE_SIZE
 from .instance import Instance
 from .place import MANY_BODIES, place
@@ -37,6 +37,9 @@ RELAX_SHARE = 0.4
 QUICK_S = 0.7
 """Nor is a coarse one that took more than this: each begins anew."""
 
+AGAIN = 2.0
+"""Nor is it waited for when it takes so many times as long as the first, with whose end it begins, and `QUICK_S`."""
+
 FIRST_OF_MANY = 0.06
 """The share of the room that is left free first where thousands of values are made and some of them move."""
 
@@ -46,8 +49,8 @@ LIKE_CUT, MOST_LIKE = 0.01, 0.3
 PACKING_S = 0.5
 """Seconds for the addresses of one candidate: what is harder to pack is seldom the best."""
 
-PATIENT_S, INSISTING_S = 2 * PACKING_S, 4 * PACKING_S
-"""The same while nothing has been placed, and where nothing else could be."""
+PATIENT_S = 2 * PACKING_S
+"""The same while nothing has been placed."""
 
 
 def _moved(plan: Plan) -> int:
@@ -76,7 +79,9 @@ class Search:
 
     `good_enough`: differences of time below this share are none; fewer bytes decide then, and a plan that is as near to
     the bound and moves hardly more than the LP ends the search. `repairs`: roundings that are too large are repaired,
-    not dropped.
+    not dropped. `content`: a plan that is above the bound by no more than this share ends the search, whatever it
+    moves.
+    `known`: the seconds for addresses that decisions had, and what they scored.
     """
 
     instance: Instance
@@ -86,12 +91,16 @@ class Search:
     most_s: float
     good_enough: float
     repairs: bool = True
+    content: float = -1.0
     best: Plan | None = None
     last: Plan | None = None
     found: list[tuple[float, Decisions, Plan]] = field(default_factory=list[tuple[float, Decisions, Plan]])
     unsplit: tuple[float, Decisions] | None = None
     liked: dict[str, float] = field(default_factory=dict[str, float])
     scores: dict[int, float] = field(default_factory=dict[int, float])
+    known: dict[tuple[object, ...], tuple[float, float]] = field(
+        default_factory=dict[tuple[object, ...], tuple[float, float]]
+    )
     dear_nbytes: float = float("inf")
     began: float = field(default_factory=time.monotonic)
 
@@ -102,13 +111,26 @@ class Search:
         if self.best is None:
             return spent > self.most_s
         lean = _moved(self.best) <= FEW_MORE_BYTES * self.relaxed_nbytes
-        return (self.near and lean) or spent > min(self.most_s, self.time_s)
+        done = (self.near and lean) or self.within(self.content)
+        return done or spent > min(self.most_s, self.time_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that remain until there must be an answer."""
+        return self.most_s - (time.monotonic() - self.began)
 
     @property
     def near(self) -> bool:
-        """Whether there is a plan, and no other is faster by more than makes a difference."""
-        best = self.best
-        return best is not None and best.certificate.simulated_s <= self.bound_s * (1 + self.good_enough)
+        """Whether there is a plan, and no other waits less by more than makes a difference."""
+        return self.within(self.good_enough)
+
+    def within(self, share: float) -> bool:
+        """Whether there is a plan that is above the bound by no more than this share of it; what computing loses to
+        what moves (`Link.contention`) is a matter of bytes."""
+        if self.best is None:
+            return False
+        certificate = self.best.certificate
+        return certificate.simulated_s - certificate.slowed_s <= self.bound_s * (1 + share)
 
     @cached_property
     def bound_s(self) -> float:
@@ -154,7 +176,7 @@ class Search:
         those first that have been best elsewhere."""
         if self.finished or cut_nbytes >= self.dear_nbytes or self._hopeless(cut_nbytes):
             return
-        absent, stall_ns = self._relaxed(cut_nbytes)
+        absent, stall_ns = self.relaxed(cut_nbytes, self.left_s)
         if self.best is not None and self._promised_s(stall_ns) >= self.best.certificate.simulated_s:
             self.dear_nbytes = cut_nbytes  # what takes more room cannot wait less, nor will the best plan take longer
             return
@@ -175,20 +197,22 @@ class Search:
         """Seconds of a pass with these waits."""
         return (sum(self.instance.durations_ns) + sum(stall_ns)) / 1e9
 
-    def _relaxed(self, cut_nbytes: int) -> tuple[Sequence[float], Sequence[float]]:
-        """Fractions absent and waits under a cut. Where only weights leave, what the LP keeps of them is thinned
-        evenly: that is better than to pose the LP again, which has no reason to keep the rest spread. What is made in
-        the pass has its own times, which only the LP knows."""
+    def relaxed(self, cut_nbytes: int, left_s: float) -> tuple[Sequence[float], Sequence[float]]:
+        """Fractions absent and waits under a cut, found in `left_s` seconds. Where only weights leave, what the LP
+        keeps of them is thinned evenly: that is better than to pose the LP again, which has no reason to keep the rest
+        spread. What is made in the pass has its own times, which only the LP knows."""
         instance = self.instance
         whole = instance.relax(instance.capacity_nbytes, time_limit_s=self.most_s)
         assert whole.solution is not None, "cuts are none without a solution"
         fine = instance.steps + len(instance.solver_gaps) <= FINE_SIZE
         if (
             cut_nbytes
+            and left_s > 0
             and whole.seconds < (RELAX_SHARE * self.time_s if fine else QUICK_S)
             and any(e > 0 and not g.clean for e, g in zip(whole.solution.absent, instance.gaps, strict=False))
         ):
-            less = instance.relax(instance.capacity_nbytes - cut_nbytes, time_limit_s=self.most_s)
+            limit_s = min(left_s, max(AGAIN * whole.seconds, QUICK_S))
+            less = instance.relax(instance.capacity_nbytes - cut_nbytes, time_limit_s=limit_s)
             if less.solution is not None:
                 return less.solution.absent[: len(instance.gaps)], less.solution.stall_ns
         absent = spread_evictions(instance, whole.solution.absent[: len(instance.gaps)], cut_nbytes)
@@ -214,47 +238,18 @@ class Search:
         ends = tried[max(at - 1, 0) : at + 2]
         return [(a + b) // 2 for a, b in pairwise(ends) if b > a + 1]
 
-    def insist(self) -> None:
-        """Where nothing could be placed: all roundings of all cuts, the largest first, with more time for each, until
-        there is a plan; for half of the time that is left."""
-        spent = time.monotonic() - self.began
-        until = self.began + (spent + self.most_s) / 2
-        for cut in sorted(self.cuts(), reverse=True):
-            absent, stall_ns = self._relaxed(cut)
-            room = self.instance.capacity_nbytes - cut
-            for make in ways_of(self.instance, room, absent, stall_ns, self.repairs).values():
-                if self.best is not None or time.monotonic() > until:
-                    return
-                decisions = make()
-                if decisions is not None:
-                    self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions, INSISTING_S))
-
-    def descend(self) -> None:
-        """Where nothing could be placed and the time is over: a rounding of each cut, the largest first, as each is a
-        better plan than the one before it, until one cannot be placed."""
-        for cut in sorted(self.cuts(), reverse=True):
-            absent, stall_ns = self._relaxed(cut)
-            room = self.instance.capacity_nbytes - cut
-            made = (make() for make in ways_of(self.instance, room, absent, stall_ns, self.repairs).values())
-            decisions = next((d for d in made if d is not None), None)
-            if decisions is None:
-                continue
-            self.scores[cut] = min(self.scores.get(cut, float("inf")), self.score(decisions))
-            if self.scores[cut] == float("inf"):
-                return
-
-    def everything(self) -> None:
-        """All that can leave leaves whenever it can: the last resort, with all the time that is left."""
-        from .published.common import removable_gaps  # it imports strategies that search
-
-        evicted = frozenset((g.item, g.before) for g in removable_gaps(self.instance))
-        left = self.most_s - (time.monotonic() - self.began)
-        self.score(Decisions(evicted, {}), packing_time_s=max(left, PACKING_S))
-
     def score(self, decisions: Decisions, packing_time_s: float = PACKING_S) -> float:
         """Simulated seconds of a pass under `decisions`, remembered if best; infinite where nothing fits."""
-        instance = self.instance
         self.last = None
+        given_s, seconds = self.known.get(decisions.key, (-1.0, float("inf")))
+        if seconds == float("inf") and given_s < packing_time_s:
+            seconds = self._score(decisions, packing_time_s)
+            self.known[decisions.key] = packing_time_s, seconds
+        return seconds
+
+    def _score(self, decisions: Decisions, packing_time_s: float) -> float:
+        """The same of decisions that are not known."""
+        instance = self.instance
         stays = stays_of(instance, decisions)
         if live_peak(instance, stays) > instance.capacity_nbytes:
             return float("inf")
@@ -289,5 +284,5 @@ class Search:
         solution = instance.relax(instance.capacity_nbytes, time_limit_s=self.most_s).solution
         if solution is None:
             return 0.0
-        shares = zip(solution.absent, solution.stored, instance.gaps, strict=False)
-        return sum((absent + stored) * instance.items[g.item].nbytes for absent, stored, g in shares)
+        shares = zip(solution.absent, solution.stored, solution.ahead, instance.solver_gaps, strict=False)
+        return sum((absent + stored + ahead) * gap.nbytes for absent, stored, ahead, gap in shares)

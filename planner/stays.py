@@ -76,7 +76,6 @@ class Decisions:
     `timed`: addresses are found for the intervals that a timetable of the links gives; else loads are put, one after
     another, where they can be in time, and `landing` chooses among such places.
     `reserved`: loads (item, step of use) that are given place and time before the others, beside what is made.
-    `chunk_nbytes`: what moves is moved in parts of at most so many bytes, each with its own time; 0 moves it whole.
     """
 
     evicted: frozenset[tuple[int, int]]
@@ -85,16 +84,17 @@ class Decisions:
     stall_ns: tuple[int, ...] = ()
     landing: Landing = Landing.RING
     timed: bool = False
-    chunk_nbytes: int = 0
     reserved: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal decisions, and hashable."""
+        own = self.evicted, frozenset(self.kept_nbytes.items()), self.reserved
+        return *own, self.prefetch, self.stall_ns, self.landing, self.timed
 
 
 def make_stays(
-    instance: Instance,
-    evicted: Set[tuple[int, int]],
-    kept_nbytes: Mapping[tuple[int, int], int] | None = None,
-    *,
-    chunk_nbytes: int = 0,
+    instance: Instance, evicted: Set[tuple[int, int]], kept_nbytes: Mapping[tuple[int, int], int] | None = None
 ) -> list[Stay]:
     """The stays of every item, under the gaps in which it is evicted, but for its first `kept_nbytes` there."""
     cuts_of: dict[int, list[int]] = {}
@@ -104,10 +104,7 @@ def make_stays(
     for i, item in enumerate(instance.items):
         cuts = cuts_of.get(i, [])
         kept = {n: (kept_nbytes or {}).get((i, n), 0) for n in cuts}
-        least = min(kept.values(), default=item.nbytes)
         ends = {0, item.nbytes, *kept.values()}
-        if chunk_nbytes:
-            ends.update(range(least + chunk_nbytes, item.nbytes, chunk_nbytes))
         for lo, hi in pairwise(sorted(ends)):
             leaves = [n for n in cuts if kept[n] <= lo]
             if item.homed:
@@ -119,7 +116,7 @@ def make_stays(
 
 def stays_of(instance: Instance, decisions: Decisions) -> list[Stay]:
     """The stays under `decisions`."""
-    return make_stays(instance, decisions.evicted, decisions.kept_nbytes, chunk_nbytes=decisions.chunk_nbytes)
+    return make_stays(instance, decisions.evicted, decisions.kept_nbytes)
 
 
 def _homed_stays(whole: Stay, item: Item, cuts: list[int], steps: int) -> list[Stay]:

@@ -148,6 +148,11 @@ class Clock:
         turn, within = divmod(int(ns), max(self.pass_ns, 1))
         return turn * self.instance.steps + int(np.searchsorted(self.instants, within, side="right")) - 1
 
+    def first_from(self, ns: int) -> int:
+        """The first step that begins at or after a time, counted over the passes."""
+        turn, within = divmod(ns, max(self.pass_ns, 1))
+        return turn * self.instance.steps + int(np.searchsorted(self.begins, within, side="left"))
+
     def latest_starts(self, loads: Sequence[tuple[int, int, int]]) -> dict[int, int]:
         """For (id, step of use, bytes) in the order of use: when (below 0: in the pass before) each load must start at
         the latest so that none is late, when they run one after another at the link's rate. Nanoseconds."""
@@ -167,7 +172,8 @@ class Clock:
     def earliest_ends(self, stores: Sequence[tuple[int, int, int, int]]) -> dict[int, int]:
         """For (id, instant from which it may run, instant at which it should be done, bytes): the instant at which each
         store can be complete, when they run one after another at the link's rate, the most urgent first; what is under
-        way at the end of a pass delays the next one's."""
+        way at the end of a pass delays the next one's. That instant is the one of the first step to begin then: a wait
+        before the step is time to store in."""
         instance = self.instance
         link = instance.machine.link.get((instance.fast.name, instance.home.name))
         if link is None:
@@ -185,7 +191,7 @@ class Clock:
         )
         done: dict[int, int] = {}
         ready: list[tuple[int, int, int, int]] = []
-        now, at = 0, 0
+        now, at = jobs[0][0] if jobs else 0, 0  # the pass before this one began in time, too
         while at < len(jobs) or ready:
             now = jobs[at][0] if not ready and now < jobs[at][0] else now
             while at < len(jobs) and jobs[at][0] <= now:
@@ -195,5 +201,5 @@ class Clock:
             _, i, took, turn = heappop(ready)
             now += took
             if turn == 0:
-                done[i] = self.instant_at(now - 1) + 1
+                done[i] = self.first_from(now)
         return done

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .fit import CUTS
+from .one_way import removable_gaps
 from .place import MANY_BODIES
-from .published.common import load_link, payload_nbytes, removable_gaps
+from .published.common import load_link, payload_nbytes
 from .replay import farthest, replay_cache
 from .search import PACKING_S, Search
 from .stays import Decisions
@@ -47,11 +48,12 @@ class Usual:
 
     def settle(self) -> None:
         """Score the rest, whatever the time, but for what cannot be better than the best. The first has as long for its
-        addresses as a baseline, each other half of the time that the one before it had. On graphs of many thousands of
-        values each takes seconds, and nothing is done."""
+        addresses as a baseline, or half of the time that is left; each other half of the time that the one before it
+        had. On graphs of many thousands of values each takes seconds, and nothing is done."""
         search = self.search
         if len(search.instance.items) > MANY_BODIES or search.near:
             return
+        self.patience_s = max(PACKING_S, min(self.patience_s, search.left_s / 2))
         while not self.packed:
             decisions = next(self.waiting, None)
             if decisions is None or not self._try(decisions, self.patience_s):

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from tensorstow.ir.check import check
 from tensorstow.ir.errors import InfeasibleError
 from tensorstow.ir.graph import Graph, Operator, Storage, StorageKind, Tensor
+from tensorstow.planner import order as ordering
 from tensorstow.planner.bounds import find_bound
 from tensorstow.planner.build import plan_graph, run_strategy
 from tensorstow.planner.instance import Instance, make_instance
 from tensorstow.planner.order import StowBest, StowOrder, feasible_instance, in_order, order_problem, tight_ends
+from tensorstow.planner.search import Search
 from tensorstow.planner.stow import Stow
 from tensorstow.planner.strategies import Effort
 from tensorstow.planner.traffic_orders import graph_problem, operator_pairs, step_pairs
@@ -275,3 +277,40 @@ def test_training_keeps_the_turns_of_the_states() -> None:
     order = [s.op for s in plan.steps]
     assert all(order.index(f"b{i}") < order.index(f"u{i}") for i in range(4))
     assert all(order.index(f"b{i + 1}") < order.index(f"b{i}") for i in range(3))
+
+
+def test_orders_that_promise_no_more_than_the_program_s_are_not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan may be far above its bound: an order between the two gains nothing that more time would not."""
+    instance = tight(training([16 * KIB] * 4, ns=5000), 0.3)
+    plan = Stow().plan(instance, Effort(1.0))
+    bound_s = plan.certificate.simulated_s / 2
+    problem = order_problem(instance)
+    posed = [replace(instance) for _ in range(3)]
+    search = ordering._Search(StowBest(), instance, Effort(60.0), plan, bound_s=bound_s)  # pyright: ignore[reportPrivateUsage]
+    bounded = [(0.9 * bound_s, posed[0]), (1.2 * bound_s, posed[1]), (1.9 * bound_s, posed[2])]
+    planned: list[tuple[Instance, float]] = []
+    monkeypatch.setattr(search, "_posed", lambda _: [])  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(search, "_bounded", lambda _: bounded)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(search, "_plan", lambda i, limit_s, _: planned.append((i, limit_s)))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    search._others(problem)  # pyright: ignore[reportPrivateUsage]
+    assert [i is posed[0] for i, _ in planned] == [True]
+    assert planned[0][1] <= 30.0
+
+
+def test_the_rest_of_the_time_goes_to_the_search_that_has_the_best_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = tight(training([16 * KIB] * 6, ns=5000), 0.3)
+    given: list[tuple[float, float]] = []
+    go_on = Stow.go_on
+
+    def watched(self: Stow, search: Search, time_limit_s: float) -> None:
+        assert search.best is not None
+        before = search.best.certificate.simulated_s
+        go_on(self, search, time_limit_s)
+        given.append((time_limit_s, before - search.best.certificate.simulated_s))
+
+    monkeypatch.setattr(Stow, "go_on", watched)
+    plan = StowBest().plan(instance, Effort(3.0))
+    assert not [v for v in check(plan, instance.graph, instance.machine) if v.kind != "bound"]
+    ((left_s, gained_s),) = given
+    assert left_s > 0.5
+    assert gained_s >= 0

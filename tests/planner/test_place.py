@@ -17,7 +17,7 @@ from tensorstow.planner.instance import make_instance
 from tensorstow.planner.place import place
 from tensorstow.planner.realise import realise
 from tensorstow.planner.spread import joined
-from tensorstow.planner.stays import Decisions, bodies_of, live_peak, make_stays, stays_of
+from tensorstow.planner.stays import Decisions, Placed, Stay, bodies_of, live_peak, stays_of
 from tensorstow.planner.strategies import Effort, strategies
 from tensorstow.solvers.packing.problem import Packing, PackingProblem
 from tensorstow.solvers.packing.solve import pack
@@ -41,14 +41,6 @@ def test_a_range_that_stays_and_one_that_leaves_lie_side_by_side() -> None:
     plan = realise(instance, placed, "parts")
     assert [(t.lo, t.hi) for t in plan.transfers] == [(24 * KIB, 64 * KIB)]
     assert not [v for v in check(plan, graph, machine(1 << 20)) if v.kind != "bound"]
-
-
-def test_what_moves_in_chunks_is_one_body() -> None:
-    instance = make_instance(chain([64 * KIB] * 4), machine(1 << 20))
-    item = next(i for i, it in enumerate(instance.items) if it.storage == "w2")
-    stays = [s for s in make_stays(instance, {(item, 0)}, chunk_nbytes=20 * KIB) if s.item == item]
-    assert [(s.lo, s.hi) for s in stays] == [(0, 20480), (20480, 40960), (40960, 61440), (61440, 65536)]
-    assert len(bodies_of(instance, stays)) == 1
 
 
 def test_an_optimizer_state_that_leaves_is_stored_after_its_write() -> None:
@@ -82,7 +74,7 @@ def test_training_plans_pass_the_checker_and_stay_above_the_bound(
     bound = find_bound(instance, time_limit_s=20)
     for name in ("stow", "on-demand", "belady-prefetch"):
         try:
-            plan = run_strategy(strategies([name])[0], instance, bound, Effort(2))
+            plan = run_strategy(strategies([name])[0], instance, bound, Effort(1))
         except (InfeasibleError, TimeLimitError):
             continue
         own_order = tuple(s.op for s in plan.steps) == instance.order
@@ -189,3 +181,23 @@ def test_joined_parts_are_free_when_they_begin(lengths: list[tuple[int, int]], a
         assert lo % alignment == 0
         assert free >= max(f for a, b, f in parts if a < hi and lo < b)
     assert len(found) == 1 or min(hi - lo for lo, hi, _ in found[:-1]) >= min(least, found[0][1])
+
+
+def test_pending_stores_get_less_and_less_room_until_the_loads_have_some() -> None:
+    """After two shares in vain it is asked whether loads find room where nothing is pending: if not, nothing helps."""
+
+    def asked(enough: float) -> tuple[list[float], float | None]:
+        shares: list[float] = []
+
+        def tried(share: float) -> list[Placed] | None:
+            shares.append(share)
+            return [Placed(Stay(0, 0, 1, 0, 0), round(100 * share), 0, 1)] if share <= enough else None
+
+        (found,) = placement._with_most_pending(tried, placement.PENDING_SHARES) or [None]  # pyright: ignore[reportPrivateUsage]
+        return shares, None if found is None else found.offset / 100
+
+    assert asked(1.0) == ([1.0], 1.0)
+    assert asked(0.96) == ([1.0, 0.95], 0.95)
+    assert asked(0.8) == ([1.0, 0.95, 0.0, 0.9, 0.85, 0.8], 0.8)
+    assert asked(0.1) == ([1.0, 0.95, 0.0, 0.9, 0.85, 0.8, 0.7, 0.6, 0.4], 0.0)
+    assert asked(-1.0) == ([1.0, 0.95, 0.0], None)

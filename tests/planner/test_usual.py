@@ -12,7 +12,7 @@ from tensorstow.ir.check import check
 from tensorstow.ir.errors import InfeasibleError
 from tensorstow.ir.graph import Graph
 from tensorstow.ir.plan import Plan
-from tensorstow.planner import order, polish, search, stow, usual
+from tensorstow.planner import order, polish, resorts, search, stow, usual
 from tensorstow.planner.bounds import find_bound
 from tensorstow.planner.build import run_strategy
 from tensorstow.planner.instance import Instance, make_instance
@@ -47,7 +47,7 @@ class Clock:
 
 def put(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Let the search read this clock. When it began it has from the true one."""
-    for module in (order, polish, search, stow, usual):
+    for module in (order, polish, resorts, search, stow, usual):
         monkeypatch.setattr(module, "time", clock)
 
 
@@ -109,3 +109,22 @@ def test_on_large_graphs_nothing_is_settled_when_time_is_over(monkeypatch: pytes
     monkeypatch.setattr(usual, "MANY_BODIES", len(instance.items))
     Usual(tried).settle()
     assert tried.best is not None
+
+
+def test_what_is_settled_late_has_half_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = posed(GRAPHS["chain"], 0.4)
+    asked: dict[float, list[float]] = {}
+    for spent in (0.0, 18.0, 30.0):
+        tried = Search(instance, "stow", 0, 1.0, 20.0, 0.0, began=time.monotonic() - spent)
+        given = asked.setdefault(spent, [])
+
+        def score(decisions: object, packing_time_s: float, given: list[float] = given) -> float:
+            del decisions
+            given.append(packing_time_s)
+            return float("inf")
+
+        monkeypatch.setattr(tried, "score", score)
+        Usual(tried).settle()
+    assert asked[0.0][:2] == [5.0, 2.5]
+    assert 0.9 < asked[18.0][0] <= 1.0
+    assert asked[30.0][0] == search.PACKING_S
