@@ -1,16 +1,17 @@
-"""What the pages that a disk fills are worth: small and large ones, in turn, for reading and for what computes beside.
+"""What the pages that a disk fills are worth, and how reading and computing get on with one another.
 
 `python -m bench pages`: a file is read as a pass reads it, past the page cache, several requests at once, into an arena
 of small pages, into one of large pages, and over and over into the first requests' worth of each. Then products with
-weights in either arena, alone and while the other kind's twin is filled from the disk without end.
+weights in an arena of large pages, alone and while another one is filled from the disk without end, by more and fewer
+requests at once, larger and smaller: what both lose.
 """
 
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from threading import Event, Thread
 from typing import Any
 from unittest.mock import patch
 
@@ -26,7 +27,10 @@ from .common import MIB, table
 
 FILE_NBYTES = 512 * MIB
 CHUNKS = (1 * MIB, 4 * MIB)
+BESIDE = tuple((threads, chunk * MIB) for chunk in (1, 4, 16) for threads in (2, 4))
+"""Requests at once, and the bytes of each."""
 ROUNDS = 5
+MOMENT_S = 0.4
 WIDTH, ROWS = 2048, 128
 
 
@@ -37,98 +41,120 @@ def _arena(*, large: bool) -> Pages:
     return made
 
 
-def _read(file: DirectFile, target: memoryview, chunk: int, *, again: bool, stop: Callable[[], bool]) -> float:
+def _read(
+    file: DirectFile, target: memoryview, chunk: int, *, again: bool, threads: int = REQUESTS, stop: Event | None = None
+) -> tuple[float, int]:
     """Read the file once, chunk by chunk, each to its own place or (`again`) each thread to the same one; the time of
-    a core that it took, in seconds."""
-    offsets, spent = iter(range(0, FILE_NBYTES, chunk)), [0.0] * REQUESTS
+    a core that it took, in seconds, and the bytes that were read before `stop` was set."""
+    offsets, spent, done = iter(range(0, FILE_NBYTES, chunk)), [0.0] * threads, [0] * threads
 
     def take(number: int) -> None:
         began = time.thread_time()
         for offset in offsets:
-            if stop():
+            if stop is not None and stop.is_set():
                 break
             place = number * chunk if again else offset
             file.read_into(target[place : place + chunk], offset, chunk=chunk)
+            done[number] += chunk
         spent[number] = time.thread_time() - began
 
-    threads = [threading.Thread(target=take, args=(n,)) for n in range(REQUESTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(spent)
+    readers = [Thread(target=take, args=(n,)) for n in range(threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    return sum(spent), sum(done)
 
 
 def _products(weights: torch.Tensor) -> float:
-    """Seconds of one product with each of the weights."""
+    """Seconds of a product with each of the weights, in the mean over a moment."""
     x = torch.ones(ROWS, WIDTH)
-    began = time.perf_counter()
-    for weight in weights:
-        torch.nn.functional.linear(x, weight)
-    return time.perf_counter() - began
+    began, rounds = time.perf_counter(), 0
+    while time.perf_counter() - began < MOMENT_S:
+        for weight in weights:
+            torch.nn.functional.linear(x, weight)
+        rounds += 1
+    return (time.perf_counter() - began) / rounds
 
 
-def _beside(file: DirectFile, target: memoryview, weights: torch.Tensor) -> float:
-    """`_products` while the file is read over and over."""
-    ended = threading.Event()
+def _beside(file: DirectFile, target: memoryview, threads: int, chunk: int, meanwhile: Callable[[], Any]) -> float:
+    """GB/s of reading the file over and over while `meanwhile` runs."""
+    ended, found = Event(), [0]
 
     def fill() -> None:
         while not ended.is_set():
-            _read(file, target, CHUNKS[0], again=False, stop=ended.is_set)
+            found[0] += _read(file, target, chunk, again=False, threads=threads, stop=ended)[1]
 
-    filling = threading.Thread(target=fill)
+    filling, began = Thread(target=fill), time.perf_counter()
     filling.start()
     try:
-        return statistics.median(_products(weights) for _ in range(3))
+        meanwhile()
     finally:
         ended.set()
         filling.join()
+    return found[0] / (time.perf_counter() - began) / 1e9
+
+
+def _reads(file: DirectFile, arenas: dict[str, Pages]) -> list[dict[str, Any]]:
+    """Of each kind of pages, size of request and place: medians of rounds in turn."""
+    runs: dict[tuple[str, int, bool], list[tuple[float, float]]] = {}
+    for _ in range(ROUNDS):
+        for kind, arena in arenas.items():
+            for chunk in CHUNKS:
+                for again in (False, True):
+                    began = time.perf_counter()
+                    core_s, nbytes = _read(file, arena.whole, chunk, again=again)
+                    rate = nbytes / (time.perf_counter() - began)
+                    runs.setdefault((kind, chunk, again), []).append((rate / 1e9, core_s * 1e9 / nbytes))
+    found: list[dict[str, Any]] = []
+    for (kind, chunk, again), pairs in runs.items():
+        rate, core_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+        found.append({"pages": kind, "chunk": chunk, "again": again, "gb_per_s": rate, "core_s_per_gb": core_s})
+    return found
+
+
+def _both(file: DirectFile, weights: torch.Tensor, target: memoryview) -> list[dict[str, Any]]:
+    """Reading alone, products alone, and each beside the other: medians of rounds in turn."""
+    runs: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
+    for _ in range(ROUNDS):
+        for way in BESIDE:
+            alone = _beside(file, target, *way, lambda: time.sleep(MOMENT_S))
+            quiet, took = _products(weights), list[float]()
+            rate = _beside(file, target, *way, lambda took=took: took.append(_products(weights)))
+            runs.setdefault(way, []).append((alone, rate, took[0] / quiet))
+    found: list[dict[str, Any]] = []
+    for (threads, chunk), triples in runs.items():
+        alone, rate, longer = (statistics.median(column) for column in zip(*triples, strict=True))
+        entry = {"threads": threads, "chunk": chunk, "alone_gb_per_s": alone, "beside_gb_per_s": rate}
+        found.append(entry | {"products": longer})
+    return found
 
 
 def main() -> dict[str, Any]:
     """Measure, print, and give the numbers."""
-    kinds = ("small", "large")
-    arenas = {kind: _arena(large=kind == "large") for kind in kinds}
-    twins = {kind: _arena(large=kind == "large") for kind in kinds}
+    arenas = {kind: _arena(large=kind == "large") for kind in ("small", "large")}
+    twin = _arena(large=True)
     arenas["small"].whole[:] = bytes(range(256)) * (FILE_NBYTES // 256)  # no layer below answers with zeros
-    reads: dict[tuple[str, int, bool], list[tuple[float, float]]] = {}
-    products: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     file = DirectFile.scratch(cache_dir(), FILE_NBYTES)
     try:
         file.write_from(arenas["small"].whole, 0, chunk=CHUNKS[-1])
-        for _ in range(ROUNDS):
-            for kind in kinds:
-                for chunk in CHUNKS:
-                    for again in (False, True):
-                        began = time.perf_counter()
-                        core_s = _read(file, arenas[kind].whole, chunk, again=again, stop=lambda: False)
-                        rate = FILE_NBYTES / (time.perf_counter() - began)
-                        reads.setdefault((kind, chunk, again), []).append((rate / 1e9, core_s * 1e9 / FILE_NBYTES))
-        weights = {
-            kind: torch.frombuffer(pages.whole, dtype=torch.float32).view(-1, WIDTH, WIDTH).fill_(0.5)
-            for kind, pages in arenas.items()
-        }
-        for _ in range(ROUNDS):
-            for kind in kinds:
-                products[kind].append((_products(weights[kind]), _beside(file, twins[kind].whole, weights[kind])))
+        reads = _reads(file, arenas)
+        weights = torch.frombuffer(arenas["large"].whole, dtype=torch.float32).view(-1, WIDTH, WIDTH)[:16].fill_(0.5)
+        both = _both(file, weights, twin.whole)
     finally:
         file.close()
-    found: dict[str, Any] = {"direct": file.direct, "reads": [], "products": []}
     rows: list[list[str]] = []
-    for (kind, chunk, again), runs in reads.items():
-        rate, core_s = (statistics.median(column) for column in zip(*runs, strict=True))
-        found["reads"].append(
-            {"pages": kind, "chunk": chunk, "again": again, "gb_per_s": rate, "core_s_per_gb": core_s}
-        )
-        rows.append([kind, f"{chunk // MIB} MiB", "the same" if again else "its own", f"{rate:.2f}", f"{core_s:.3f}"])
+    for r in reads:
+        place, rate = "the same" if r["again"] else "its own", f"{r['gb_per_s']:.2f}"
+        rows.append([r["pages"], f"{r['chunk'] // MIB} MiB", place, rate, f"{r['core_s_per_gb']:.3f}"])
     table("a file read past the page cache", ("pages", "request", "place of each", "GB/s", "core s a GB"), rows)
     rows = []
-    for kind, runs in products.items():
-        alone, beside = (statistics.median(column) for column in zip(*runs, strict=True))
-        found["products"].append({"pages": kind, "alone_s": alone, "beside_reads_s": beside})
-        rows.append([kind, f"{alone:.3f}", f"{beside:.3f}", f"{beside / alone:.2f}"])
-    table("products with weights there, in seconds", ("pages", "alone", "while the disk is read", "ratio"), rows)
-    return found
+    for r in both:
+        alone, beside, longer = (f"{r[key]:.2f}" for key in ("alone_gb_per_s", "beside_gb_per_s", "products"))
+        rows.append([str(r["threads"]), f"{r['chunk'] // MIB} MiB", alone, beside, longer])
+    columns = ("requests at once", "of", "GB/s alone", "GB/s beside products", "products, times as long")
+    table("reading beside products, both in large pages", columns, rows)
+    return {"direct": file.direct, "reads": reads, "both": both}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class Link:
     """One direction between two tiers: a transfer of n bytes takes `latency_s + n / bytes_per_s`, and only the latter
     where it stands behind another one: requests overlap, so the latency of all but the first is hidden.
 
-    `chunk_nbytes` is the request size that reaches this rate. Links that name the same `channel` take turns.
+    `chunk_nbytes` is the request size that reaches this rate. Links that name the same `channel` take turns. While this
+    link moves bytes, what computes takes `1 + contention` times as long: a processor that fills its own memory lends
+    cores and bandwidth to it, a device with a copy engine does not.
     """
 
     origin: str
@@ -59,6 +61,7 @@ class Link:
     chunk_nbytes: int = 4 << 20
     channel: str | None = None
     source: str = ""
+    contention: float = 0.0
 
     @property
     def name(self) -> str:

@@ -80,8 +80,9 @@ class Certificate:
     """What is promised of a plan, and what is proven.
 
     `simulated_s` is the time of one pass in the steady state by the one simulator; `first_pass_s` that of the first
-    one, the fill of the resident set included. No plan of the class that `bound_kind` names is faster than `bound_s`.
-    `peak_nbytes` is per tier what the plan ever holds there; `moved_nbytes` per link what one pass moves.
+    one, the fill of the resident set included; `slowed_s`, a part of the former, is what computing takes longer because
+    links move bytes meanwhile. No plan of the class that `bound_kind` names is faster than `bound_s`. `peak_nbytes` is
+    per tier what the plan ever holds there; `moved_nbytes` per link what one pass moves.
     """
 
     status: str
@@ -91,6 +92,7 @@ class Certificate:
     bound_kind: str
     peak_nbytes: dict[str, int] = field(default_factory=dict[str, int])
     moved_nbytes: dict[str, int] = field(default_factory=dict[str, int])
+    slowed_s: float = 0.0
 
     @property
     def gap(self) -> float:

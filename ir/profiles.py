@@ -197,6 +197,7 @@ def _check_link(link: Link, machine: Machine, where: str) -> None:
     _check_number(link.bytes_per_s, where, "bytes_per_s")
     _check_number(link.latency_s, where, "latency_s", zero=True)
     _check_number(link.chunk_nbytes, where, "chunk_nbytes")
+    _check_number(link.contention, where, "contention", zero=True)
 
 
 def _check_unit(unit: Unit, machine: Machine, where: str) -> None:

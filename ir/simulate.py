@@ -4,7 +4,7 @@ One lane per unit computes, one lane per link (or shared channel) moves bytes. A
 is complete and every transfer that must be complete at its instant is. A transfer starts when its lane is free, its
 instant `after` has come, and those that it must wait for are complete (`chains`); one that finds its lane idle also
 takes the link's latency. Nothing else waits: the runtime follows the same rules, so predicted and measured time differ
-only by the rates.
+only by the rates. While a link moves bytes that lends from what computes (`Link.contention`), steps take longer.
 """
 
 from __future__ import annotations
@@ -14,57 +14,18 @@ from dataclasses import dataclass
 
 from .chains import Wait, transfer_waits
 from .collecting import without_collecting
+from .contention import Contention
 from .errors import InputError
 from .graph import Graph
 from .machine import Link, Machine
 from .plan import Plan, Residency
+from .timeline import StepEvent, Timeline, TransferEvent
 
 MOST_PASSES = 64
 """What has not come to repeat itself by then is averaged."""
 
 AVERAGED_PASSES = 12
 """Over so many of the last passes: what waits in a circle may do the same every two, three or four passes only."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepEvent:
-    """Step `step` ran in [start_ns, end_ns) after `wait_ns` of waiting, at last for transfer `waited_for`."""
-
-    step: int
-    start_ns: int
-    end_ns: int
-    wait_ns: int
-    waited_for: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TransferEvent:
-    """Transfer `index` of the plan occupied `lane` in [start_ns, end_ns)."""
-
-    index: int
-    lane: str
-    start_ns: int
-    end_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """One pass in the steady state, from its own beginning; transfers for it may have begun before, at negative times.
-
-    `pass_ns` is the mean over passes in the steady state, `first_pass_ns` the first pass with the fill before it.
-    """
-
-    pass_ns: int
-    first_pass_ns: int
-    compute_ns: int
-    lane_busy_ns: dict[str, int]
-    steps: tuple[StepEvent, ...]
-    transfers: tuple[TransferEvent, ...]
-
-    @property
-    def wait_ns(self) -> int:
-        """Nanoseconds of the pass in which nothing computes."""
-        return sum(s.wait_ns for s in self.steps)
 
 
 class DeadlockError(InputError):
@@ -94,17 +55,18 @@ def simulate(plan: Plan, graph: Graph, machine: Machine) -> Timeline:
 
 _NEVER = 1 << 62
 
-_Queued = tuple[int, int, int, int, tuple[Wait, ...]]
+_Queued = tuple[int, int, int, int, float, tuple[Wait, ...]]
 
 
 @dataclass(slots=True)
 class _Lane:
-    """The queue of one lane, pass after pass: (transfer, after, duration, latency, transfers to wait for).
+    """The queue of one lane, pass after pass: (transfer, after, duration, latency, contention, transfers to wait for).
 
     `allowed` is the instant from which its head may start, counted on over the passes.
     """
 
     name: str
+    number: int
     queue: list[_Queued]
     head: int = 0
     turn: int = 0
@@ -131,6 +93,8 @@ class _Simulation:
         self.machine = machine
         self.period = len(plan.steps)
         self.lanes = self._make_lanes()
+        contended = any(entry[4] for lane in self.lanes for entry in lane.queue)
+        self.contention = Contention(len(self.lanes)) if contended else None
         self.due: list[list[tuple[int, int]]] = [[] for _ in range(self.period + 1)]
         for index, t in enumerate(plan.transfers):
             wraps = 1 if t.before > self.period else 0
@@ -147,11 +111,11 @@ class _Simulation:
         links: dict[tuple[str, str], tuple[_Lane, Link, int]] = {}
         for ends in dict.fromkeys((t.origin, t.target) for t in self.plan.transfers):
             link = self.machine.link[ends]
-            lane = lanes.setdefault(link.lane, _Lane(link.lane, []))
+            lane = lanes.setdefault(link.lane, _Lane(link.lane, len(lanes), []))
             links[ends] = lane, link, round(1e9 * link.latency_s)
         for index, t in enumerate(self.plan.transfers):
             lane, link, latency = links[t.origin, t.target]
-            lane.queue.append((index, t.after, link.busy_ns(t.nbytes), latency, waits[index]))
+            lane.queue.append((index, t.after, link.busy_ns(t.nbytes), latency, link.contention, waits[index]))
         for lane in lanes.values():
             lane.allowed = lane.queue[0][1]
         return list(lanes.values())
@@ -170,7 +134,7 @@ class _Simulation:
         averaged = 1 if repeats else AVERAGED_PASSES
         steady_ns = -((ends[-1 - averaged] - ends[-1]) // averaged)  # rounded up: never below a bound
         begin, end = ends[-2], ends[-1]
-        busy = {lane.name: sum(duration for _, _, duration, _, _ in lane.queue) for lane in self.lanes}
+        busy = {lane.name: sum(entry[2] for entry in lane.queue) for lane in self.lanes}
         # What was loaded ahead of the first passes may outlast those that are averaged; what a lane moves does not.
         return Timeline(
             pass_ns=max(steady_ns, *busy.values(), 0),
@@ -188,7 +152,7 @@ class _Simulation:
     def _state(self, number: int, begin: int) -> object:
         """All that the passes after pass `number`, which began at `begin`, depend on, relative to its number and end;
         None where that is not known yet. If a pass leaves what the one before it left, so will all that follow."""
-        longest = max((wait.passes for lane in self.lanes for entry in lane.queue for wait in entry[4]), default=0)
+        longest = max((wait.passes for lane in self.lanes for entry in lane.queue for wait in entry[5]), default=0)
         if number < max(1, longest) or any(lane.turn < number for lane in self.lanes):
             return None  # older instants still count, or passes before the first one
         end = self.instant_ns[-1]
@@ -200,6 +164,7 @@ class _Simulation:
                 [(turn - number, ns - end) for turn, ns in zip(done.turn, done.ns, strict=True)]
                 for done in (self.done[number % 2], self.done[1 - number % 2])
             ],
+            self.contention.after(end) if self.contention else (),
         )
 
     def _fill_ns(self, fill: tuple[Residency, ...]) -> int:
@@ -217,7 +182,8 @@ class _Simulation:
             if self.allowed <= now:
                 self._advance(now)
             start, cause = self._last_of(number, due, ready) if due else (ready, None)
-            end = start + call.duration_ns
+            # All that moves while this step computes has begun by its start, or stands behind what has: it is known.
+            end = self.contention.end_ns(start, call.duration_ns) if self.contention else start + call.duration_ns
             ran.append((start, end, start - ready, cause))
             instant_ns.append(end)
             ready = end
@@ -260,7 +226,7 @@ class _Simulation:
         queue, head, turn, free_at, allowed = lane.queue, lane.head, lane.turn, lane.free_at, lane.allowed
         done, instant_ns, moved, began = self.done, self.instant_ns, self.moved, (lane.head, lane.turn)
         while allowed <= now:
-            index, _, duration, latency, waits = queue[head]
+            index, _, duration, latency, share, waits = queue[head]
             start = max(instant_ns[allowed], free_at)
             if waits:
                 start = self._after(waits, turn, start)
@@ -270,6 +236,8 @@ class _Simulation:
             ran = done[turn % 2]
             ran.turn[index], ran.ns[index] = turn, end
             moved.append((index, lane.name, start, end))
+            if self.contention:
+                self.contention.add(lane.number, start, end, share)
             free_at = end
             head += 1
             if head == len(queue):

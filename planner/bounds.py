@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..ir.codec import digest
 from ..ir.collecting import without_collecting
 from ..ir.graph import Graph
-from ..ir.machine import Link, Machine
+from ..ir.machine import Machine
 from ..ir.plan import Plan
 from ..solvers.bounds import Flow, Traffic, Value, order_free_traffic, whole_operand_traffic
+from .bounds_links import all_links_s, lent_s, two_links_s
 from .bounds_tiled import Tiled, tiled_operators
 from .costs import duration_ns
 from .instance import Instance
@@ -214,9 +215,10 @@ def _any_order(instance: Instance) -> Iterator[Bound]:
         nbytes = ((load.name, traffic.loaded), *(((store.name, traffic.stored),) if store else ()))
         kind = f"compulsory traffic: {orders}, {_tiers(instance)}"
         scope = ANY_REPEATS if repeats else ANY_ORDER
-        yield Bound(_two_links_s(traffic, load, store), kind, scope, nbytes)
+        yield Bound(two_links_s(traffic, load, store), kind, scope, nbytes)
+        yield from _contended(instance, traffic, orders, scope)
         scope = ANY_REPEATS_AND_TIERS if repeats else ANY_ORDER_AND_TIERS
-        yield Bound(_all_links_s(traffic, machine, {fast}), f"compulsory traffic: {orders}, any tiers", scope, nbytes)
+        yield Bound(all_links_s(traffic, machine, {fast}), f"compulsory traffic: {orders}, any tiers", scope, nbytes)
         held, inside = instance.capacity_nbytes, {fast}
         for tier in instance.middle:
             # The argument speaks of one memory above and one below: here the former is all tiers down to this one.
@@ -224,12 +226,22 @@ def _any_order(instance: Instance) -> Iterator[Bound]:
             deeper = order_free_traffic(flow, held, repeats=repeats)
             kind = f"compulsory traffic: {orders}, from below '{tier.name}'"
             nbytes = ((f"from below {tier.name}", deeper.loaded), (f"to below {tier.name}", deeper.stored))
-            yield Bound(_all_links_s(deeper, machine, inside), kind, scope, nbytes)
+            yield Bound(all_links_s(deeper, machine, inside), kind, scope, nbytes)
     whole = whole_operand_traffic(flow, instance.capacity_nbytes)
     kind = "whole operands: weights need a place in one piece; any order, operators repeated at will, "
     nbytes = ((load.name, whole.loaded),)
-    yield Bound(_two_links_s(whole, load, None), kind + _tiers(instance), ANY_REPEATS, nbytes)
-    yield Bound(_all_links_s(whole, machine, {fast}), kind + "any tiers", ANY_REPEATS_AND_TIERS, nbytes)
+    yield Bound(two_links_s(whole, load, None), kind + _tiers(instance), ANY_REPEATS, nbytes)
+    yield from _contended(instance, whole, "whole operands, operators repeated at will", ANY_REPEATS)
+    yield Bound(all_links_s(whole, machine, {fast}), kind + "any tiers", ANY_REPEATS_AND_TIERS, nbytes)
+
+
+def _contended(instance: Instance, traffic: Traffic, orders: str, scope: Scope) -> Iterator[Bound]:
+    """Computing, and what it takes longer while these bytes move between the two upper tiers; none where that is 0."""
+    fast, below, link = instance.fast.name, _below(instance), instance.machine.link
+    seconds = lent_s(traffic, link[below, fast], link.get((fast, below)))
+    if seconds:
+        kind = f"contention: computing goes on more slowly while compulsory bytes move; {orders}, {_tiers(instance)}"
+        yield Bound(sum(instance.durations_ns) / 1e9 + seconds, kind, scope)
 
 
 def _flow(instance: Instance) -> Flow:
@@ -257,31 +269,6 @@ def _flow(instance: Instance) -> Flow:
     return Flow(tuple(tuple(a) for a in after), values)
 
 
-def _two_links_s(traffic: Traffic, load: Link, store: Link | None) -> float:
-    loads = traffic.loaded / load.bytes_per_s
-    if store is None:
-        return loads
-    stores = traffic.stored / store.bytes_per_s
-    return loads + stores if store.lane == load.lane else max(loads, stores)
-
-
-def _all_links_s(traffic: Traffic, machine: Machine, inside: Set[str]) -> float:
-    """At least so long do these bytes take over all links that join the tiers `inside` to others, side by side."""
-    into = _rate(k for k in machine.links if k.target in inside and k.origin not in inside)
-    out = _rate(k for k in machine.links if k.origin in inside and k.target not in inside)
-    both = _rate(k for k in machine.links if (k.origin in inside) != (k.target in inside))
-    pairs = ((traffic.loaded, into), (traffic.stored, out), (traffic.moved, both))
-    return max((nbytes / rate for nbytes, rate in pairs if rate), default=0.0)
-
-
-def _rate(links: Iterable[Link]) -> float:
-    """Bytes per second of links side by side; those of one lane take turns, so its fastest counts."""
-    lanes: dict[str, float] = {}
-    for link in links:
-        lanes[link.lane] = max(lanes.get(link.lane, 0.0), link.bytes_per_s)
-    return sum(lanes.values())
-
-
 def operator_bounds(graph: Graph, machine: Machine) -> list[Bound]:
     """I/O lower bounds of the operators that do not fit the compute tier of the machine's first unit with their
     operands, whether they are split there already or must be."""
@@ -292,4 +279,4 @@ def operator_bounds(graph: Graph, machine: Machine) -> list[Bound]:
 def _operator_bound(tiled: Tiled, machine: Machine, fast: str) -> Bound:
     nbytes = ((f"into {fast}", tiled.traffic.loaded), (f"into and out of {fast}", tiled.traffic.moved))
     kind = f"operator I/O: {tiled.what} through '{fast}' in any tiling ({tiled.source}), each operator once"
-    return Bound(_all_links_s(tiled.traffic, machine, {fast}), kind, ANY_ORDER_AND_TIERS, nbytes)
+    return Bound(all_links_s(tiled.traffic, machine, {fast}), kind, ANY_ORDER_AND_TIERS, nbytes)

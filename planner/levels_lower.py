@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import lcm
 
 from ..ir.chains import holds as covers
 from ..ir.machine import Tier
 from ..ir.plan import Plan, Residency, Transfer
-from ..ir.simulate import DeadlockError, Timeline, simulate
+from ..ir.simulate import DeadlockError, simulate
+from ..ir.timeline import Timeline
 from .instance import Instance
 from .items import round_up
 from .levels_arena import Settled, Times
@@ -74,7 +76,7 @@ def _level(instance: Instance, transfers: Sequence[Transfer], tier: Tier, under:
     return Level(
         parcels=tuple(parcels_of(instance.graph, transfers, tier.name, instance.steps)),
         capacity_nbytes=tier.usable_nbytes,
-        alignment=max([tier.alignment, under.alignment, *(s.alignment for s in instance.graph.storages)]),
+        alignment=lcm(tier.alignment, under.alignment, *{s.alignment for s in instance.graph.storages}),
         times=replace(
             times,
             load_ns_per_byte=1e9 / load.bytes_per_s,
@@ -145,8 +147,9 @@ def _spilled(instance: Instance, moves: Sequence[Transfer]) -> tuple[list[Reside
         lo, hi = min(t.lo for t in down), max(t.hi for t in down)
         start = min(t.after for t in down)
         end = max(start + 1, *(t.before for t in own))
+        address = round_up(address, lcm(home.alignment, instance.graph.storage[storage].alignment))
         found.append(Residency(storage, home.name, lo, hi, address, start, end))
-        address = round_up(address + hi - lo, max(home.alignment, instance.graph.storage[storage].alignment))
+        address = round_up(address + hi - lo, home.alignment)
     return found, address
 
 
@@ -188,6 +191,7 @@ def _simulated(
         upper.certificate,
         simulated_s=timeline.pass_ns / 1e9,
         first_pass_s=timeline.first_pass_ns / 1e9,
+        slowed_s=timeline.slowed_ns / 1e9,
         bound_s=0.0,
         peak_nbytes={tier: nbytes + plan.workspace_nbytes.get(tier, 0) for tier, nbytes in arena.items()},
         moved_nbytes=moved,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from math import lcm
 
+from ..ir.errors import InfeasibleError
 from ..ir.plan import Certificate, Plan, Residency, Step, Transfer
-from ..ir.simulate import Timeline, simulate
+from ..ir.simulate import simulate
+from ..ir.timeline import Timeline
 from .instance import Instance
 from .items import round_up
 from .stays import Placed
@@ -20,7 +23,10 @@ WAITING = 0.001
 
 
 def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan:
-    """The plan of `placed`, simulated; its bound is not known yet (0)."""
+    """The plan of `placed`, simulated; its bound is not known yet (0).
+
+    Raises InfeasibleError where something would be stored and no link leads down.
+    """
     residencies: list[Residency] = []
     loads: list[Transfer] = []
     stores: list[Transfer] = []
@@ -50,9 +56,16 @@ def realise(instance: Instance, placed: Sequence[Placed], strategy: str) -> Plan
             reloaded[p.stay.item] = max(p.stay.first, reloaded.get(p.stay.item, 0))
     for item_index, after in sorted(spilled.items()):
         item = instance.items[item_index]
-        nbytes = instance.graph.storage[item.storage].nbytes
-        residencies.append(Residency(item.storage, instance.home.name, 0, nbytes, scratch, after, reloaded[item_index]))
-        scratch += round_up(nbytes, instance.home.alignment)
+        storage = instance.graph.storage[item.storage]
+        at, nbytes = round_up(scratch, lcm(storage.alignment, instance.home.alignment)), storage.nbytes
+        residencies.append(Residency(item.storage, instance.home.name, 0, nbytes, at, after, reloaded[item_index]))
+        scratch = round_up(at + nbytes, instance.home.alignment)
+    if stores and (instance.fast.name, instance.home.name) not in instance.machine.link:
+        raise InfeasibleError(
+            f"strategy '{strategy}' would store '{stores[0].storage}' ({stores[0].nbytes} bytes), and machine "
+            f"'{instance.machine.name}' has no link from tier '{instance.fast.name}' to '{instance.home.name}'; give "
+            "it one, or take another strategy"
+        )
     loads.sort(key=lambda t: (t.before, t.after))
     stores.sort(key=lambda t: (t.after, t.before))
     reached = max((p.offset + p.nbytes for p in placed), default=0)  # transfers fill whole blocks of the home tier
@@ -120,7 +133,10 @@ def _certify(
             if again.pass_ns < timeline.pass_ns * (1 - WAITING):
                 plan, timeline = other, again
     certificate = replace(
-        plan.certificate, simulated_s=timeline.pass_ns / 1e9, first_pass_s=timeline.first_pass_ns / 1e9
+        plan.certificate,
+        simulated_s=timeline.pass_ns / 1e9,
+        first_pass_s=timeline.first_pass_ns / 1e9,
+        slowed_s=timeline.slowed_ns / 1e9,
     )
     return replace(plan, certificate=certificate)
 

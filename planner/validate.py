@@ -76,6 +76,10 @@ def _machine_faults(machine: Machine) -> Iterator[Fault]:
             )
         if not (math.isfinite(link.latency_s) and link.latency_s >= 0):
             yield Fault("latency", f"{where}: link '{link.name}' has a latency of {link.latency_s:g} s; give 0 or more")
+        if not (math.isfinite(link.contention) and link.contention >= 0):
+            yield Fault(
+                "contention", f"{where}: link '{link.name}' has a contention of {link.contention:g}; give 0 or more"
+            )
     if not machine.units:
         yield Fault("no unit", f"{where} has no unit that could compute; add one")
     for unit in machine.units:

@@ -24,7 +24,7 @@ from ..ir.paths import cache_dir
 from ..ir.profiles import host_profile_path
 from ..ir.sizes import format_size
 from ..ir.threads import physical_cores
-from .calibrate_disk import Disk, Scratch, measure_disk, scratch_nbytes
+from .calibrate_disk import Direction, Disk, Scratch, measure_disk, scratch_nbytes
 from .directio import free_nbytes
 from .memory import available_nbytes
 
@@ -38,13 +38,14 @@ MEASURED = "measured "
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What `runtime.calibrate_kernels` found: seconds per launch, bytes and operations per second."""
+    """What `runtime.calibrate_kernels` found: seconds per launch, bytes and operations per second, and the share that a
+    product takes longer while the disk is read or written."""
 
     launch_s: float
     bytes_per_s: float
     peaks: dict[str, float]
     rates: tuple[Rate, ...]
-    slowdown: float
+    contention: dict[str, float]
     skipped: tuple[str, ...]
 
 
@@ -85,7 +86,7 @@ def memory_nbytes() -> int:
 
 
 def _measure_kernels(threads: int, scratch: Scratch, chunk: int, *, quick: bool, tell: Progress) -> Kernels:
-    """All kernels on `threads` threads; the disk is read beside when the child asks for it."""
+    """All kernels on `threads` threads; the disk is read or written beside when the child asks for it."""
     with contextlib.ExitStack() as load, _child({"threads": threads, "quick": quick}) as child:
         for message in _messages(child):
             if "progress" in message:
@@ -93,7 +94,7 @@ def _measure_kernels(threads: int, scratch: Scratch, chunk: int, *, quick: bool,
             elif "load" in message:
                 load.close()
                 if message["load"]:
-                    load.enter_context(_reading(scratch, chunk))
+                    load.enter_context(_busy(scratch, chunk, write=message["load"] == "write"))
                 _answer(child)
             elif "result" in message:
                 return _kernels(message["result"])
@@ -158,21 +159,24 @@ def _failed(child: subprocess.Popen[str], said: str = "no result") -> str:
 
 
 @contextlib.contextmanager
-def _reading(scratch: Scratch, chunk: int) -> Generator[None]:
-    """Inside the block, a thread reads the scratch file over and over."""
+def _busy(scratch: Scratch, chunk: int, *, write: bool) -> Generator[None]:
+    """Inside the block, the scratch file is read, or written, over and over as the engine of transfers does it."""
     stop = threading.Event()
 
-    def read() -> None:
+    def move() -> None:
         while not stop.is_set():
-            scratch.read(chunk, 0, scratch.nbytes, stop=stop.is_set)
+            if write:
+                scratch.write(chunk, 0, scratch.nbytes, stop=stop.is_set)
+            else:
+                scratch.read(chunk, 0, scratch.nbytes, stop=stop.is_set)
 
-    reader = threading.Thread(target=read, name="tensorstow-calibrate", daemon=True)
-    reader.start()
+    mover = threading.Thread(target=move, name="tensorstow-calibrate", daemon=True)
+    mover.start()
     try:
         yield
     finally:
         stop.set()
-        reader.join()
+        mover.join()
 
 
 def _kernels(result: dict[str, Any]) -> Kernels:
@@ -181,7 +185,7 @@ def _kernels(result: dict[str, Any]) -> Kernels:
         bytes_per_s=result["bytes_per_s"],
         peaks=result["peaks"],
         rates=tuple(Rate(**rate) for rate in result["rates"]),
-        slowdown=result["slowdown"],
+        contention=dict(result["contention"]),
         skipped=tuple(result["skipped"]),
     )
 
@@ -193,7 +197,6 @@ def _machine(
     how = f"{MEASURED}{past} on a file of {format_size(disk.file_nbytes)}"
     notes = [
         f"ONNX Runtime {version('onnxruntime')}, one-node models as the executor runs them, {threads} threads",
-        f"a product took {kernels.slowdown:.3f} times as long while the disk was read",
     ]
     if alone is not None:
         peaks = ", ".join(f"{dtype} {rate / 1e9:.1f}" for dtype, rate in sorted(alone.peaks.items()))
@@ -208,8 +211,8 @@ def _machine(
             Tier("ssd", TierKind.SSD, storage, alignment=4096, source="free on the filesystem when it was measured"),
         ),
         links=(
-            Link("ssd", "dram", disk.read.bytes_per_s, disk.read.latency_s, disk.read.chunk_nbytes, source=how),
-            Link("dram", "ssd", disk.write.bytes_per_s, disk.write.latency_s, disk.write.chunk_nbytes, source=how),
+            _link("ssd", "dram", disk.read, how, kernels.contention.get("read", 0.0)),
+            _link("dram", "ssd", disk.write, how, kernels.contention.get("write", 0.0)),
         ),
         units=(
             Unit(
@@ -226,6 +229,11 @@ def _machine(
         fingerprint=host_fingerprint(),
         measured=f"{now} on {_processor()}, {'quick' if quick else 'full'} run",
     )
+
+
+def _link(origin: str, target: str, found: Direction, how: str, contention: float) -> Link:
+    rate, latency, chunk = found.bytes_per_s, found.latency_s, found.chunk_nbytes
+    return Link(origin, target, rate, latency, chunk, source=how, contention=round(contention, 3))
 
 
 def _processor() -> str:

@@ -14,12 +14,17 @@ import numpy as np
 
 from .directio import BLOCK, DirectFile, disk_full, free_nbytes, never
 from .lanes import REQUESTS
+from .memory import available_nbytes
 from .pages import Pages
 
 _CHUNKS = tuple((256 << 10) << shift for shift in range(7))  # 256 KiB to 16 MiB
 _FILE_NBYTES = 1 << 30
 _QUICK_FILE_NBYTES = 256 << 20
 _LEAST_FILE_NBYTES = 4 * _CHUNKS[-1]  # a request of the largest size in each part
+_TARGET_NBYTES = 256 << 20
+"""Into so much is read in turn: what a pass reads goes to a place of its own each time, which no cache holds any more.
+Small requests that come to one place again and again look as good as large ones, and are not."""
+_TARGET_SHARE = 1 / 4  # of the memory that is there
 _LATENCY_READS = 64
 _PARTS = 4
 # A larger request than the smallest one that costs this near the least only delays what waits behind it.
@@ -65,10 +70,11 @@ class Scratch:
     def __init__(self, folder: Path, nbytes: int) -> None:
         self.nbytes = nbytes
         self.file = DirectFile.scratch(folder, nbytes)
-        self._targets = [Pages(_CHUNKS[-1]) for _ in range(REQUESTS)]
+        room = min(_TARGET_NBYTES, int(_TARGET_SHARE * available_nbytes())) // REQUESTS
+        self._targets = [Pages(max(room // _CHUNKS[-1], 1) * _CHUNKS[-1]) for _ in range(REQUESTS)]
         for pages in self._targets:
             pages.populate()
-        self.buffer = self._targets[0].whole
+        self.buffer = self._targets[0].whole[: _CHUNKS[-1]]
         # Random, so that no layer below can compress or deduplicate it.
         np.frombuffer(self.buffer, np.uint64)[:] = np.random.default_rng(0).integers(
             0, 1 << 63, len(self.buffer) // 8, dtype=np.uint64
@@ -87,10 +93,13 @@ class Scratch:
         """Read bytes [begin, end) in requests of `chunk` bytes, until `stop` says so."""
         return read_rate(self.file, self._targets, iter(range(begin, end, chunk)), chunk, stop=stop)
 
-    def write(self, chunk: int, begin: int, end: int) -> float:
-        """Write bytes [begin, end) in requests of `chunk` bytes, one after another; bytes per second."""
+    def write(self, chunk: int, begin: int, end: int, *, stop: Callable[[], bool] = never) -> float:
+        """Write bytes [begin, end) in requests of `chunk` bytes, one after another, until `stop` says so; bytes per
+        second of what all of them hold."""
         began = time.perf_counter()
         for offset in range(begin, end, chunk):
+            if stop():
+                break
             self.file.write_from(self.buffer[:chunk], offset, chunk=chunk)
         return len(range(begin, end, chunk)) * chunk / (time.perf_counter() - began)
 
@@ -117,17 +126,20 @@ def read_rate(
 ) -> Reading:
     """Read `chunk` bytes at each of `offsets`, a thread for each of `targets`, until `stop` says so.
 
-    As many are under way at once as the engine of transfers has: another number of them gives another rate.
+    Each thread goes through its target from the beginning to the end, and again. As many are under way at once as the
+    engine of transfers has: another number of them gives another rate.
     """
 
     def take(target: Pages) -> tuple[int, float]:
-        done, began = 0, time.thread_time()
-        with target.whole[:chunk] as buffer:
+        done, at, began = 0, 0, time.thread_time()
+        with target.whole as whole:
             for offset in offsets:  # a range's iterator is safe to share: each number goes to one thread
                 if stop():
                     break
-                file.read_into(buffer, offset, chunk=chunk)
+                with whole[at : at + chunk] as place:
+                    file.read_into(place, offset, chunk=chunk)
                 done += chunk
+                at = at + chunk if at + 2 * chunk <= len(whole) else 0
         return done, time.thread_time() - began
 
     with ThreadPoolExecutor(len(targets)) as threads:

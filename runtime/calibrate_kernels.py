@@ -1,8 +1,9 @@
 """How fast ONNX Runtime's kernels run here, by cost class. A process of its own: `python -m` this module.
 
 It sets up threads and allocator as the executor does, which a process can do once. It takes one JSON line of options
-on its standard input and writes JSON lines: {"progress": x} now and then, {"load": true} and {"load": false} when it
-wants the disk to be busy and to be quiet (answered by a line when that is so), and at last {"result": ...}.
+on its standard input and writes JSON lines: {"progress": x} now and then, {"load": "read"}, {"load": "write"} and
+{"load": null} when it wants the disk to be busy so or to be quiet (answered by a line when that is so), and at last
+{"result": ...}.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _MOST_COPIES = 16
 _LEAST_RUNS = 5
 _STREAM_NBYTES = 32 << 20
 _LOAD_PAIRS = 7
+_LOAD_S, _LOAD_QUICK_S = 0.2, 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,15 @@ class Bench:
             times.append(time.perf_counter() - begin)
         return quantiles(times, n=4)[0]
 
+    def mean_s(self, window_s: float) -> float:
+        """Seconds of a run in the mean, over as many as begin in a window, five at the least."""
+        self()
+        runs, began = 0, time.perf_counter()
+        while runs < _LEAST_RUNS or time.perf_counter() - began < window_s:
+            self()
+            runs += 1
+        return (time.perf_counter() - began) / runs
+
 
 def _operand(form: Form) -> Array:
     """Values in (0, 1), zeros for integers: valid indices; the speed of no kernel here depends on them."""
@@ -121,7 +132,7 @@ def measure(
     *,
     quick: bool,
     products_only: bool,
-    set_load: Callable[[bool], None],
+    set_load: Callable[[str | None], None],
     progress: Callable[[float], None],
 ) -> dict[str, Any]:
     """Everything of one unit: see the keys of what it returns; rates in operations and bytes per second."""
@@ -150,7 +161,7 @@ def measure(
         "bytes_per_s": bandwidth,
         "peaks": {o.dtype: _peak(seen, o.dtype) for o in seen if o.cost_class == "matmul"},
         "rates": [asdict(rate) for rate in fit(seen)],
-        "slowdown": 1.0 if products_only else _slowdown(threads, budget, set_load),
+        "contention": {} if products_only else _contention(threads, _LOAD_QUICK_S if quick else _LOAD_S, set_load),
         "skipped": skipped,
     }
 
@@ -175,20 +186,25 @@ def _launch(threads: int, budget: Budget) -> float:
     return quantiles(times, n=4)[0]
 
 
-def _slowdown(threads: int, budget: Budget, set_load: Callable[[bool], None]) -> float:
-    """Time of a product while the disk is read over its time in quiet, at least 1: the median of pairs in turn.
+def _contention(threads: int, window_s: float, set_load: Callable[[str | None], None]) -> dict[str, float]:
+    """What a product takes longer while the disk is read, and while it is written, as a share of its time in quiet: at
+    least 0, the median of pairs in turn.
 
-    Taken in turn, because the speed of a shared machine drifts by more than what is looked for.
+    Taken in turn, because the speed of a shared machine drifts by more than what is looked for; and by how often it
+    runs in a while, as a run that lost its core for a moment counts as much as it took.
     """
     bench = Bench(gemm(128, 768, 3072, transposed=False), threads)
-    ratios: list[float] = []
-    for _ in range(_LOAD_PAIRS):
-        quiet = bench.seconds(budget)
-        set_load(True)
-        busy = bench.seconds(budget)
-        set_load(False)
-        ratios.append(busy / quiet)
-    return max(1.0, median(ratios))
+    found: dict[str, float] = {}
+    for kind in ("read", "write"):
+        ratios: list[float] = []
+        for _ in range(_LOAD_PAIRS):
+            quiet = bench.mean_s(window_s)
+            set_load(kind)
+            busy = bench.mean_s(window_s)
+            set_load(None)
+            ratios.append(busy / quiet)
+        found[kind] = max(0.0, median(ratios) - 1.0)
+    return found
 
 
 def _peak(seen: list[Observation], dtype: str) -> float:
@@ -203,8 +219,8 @@ def main() -> None:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    def set_load(busy: bool) -> None:
-        say(load=busy)
+    def set_load(kind: str | None) -> None:
+        say(load=kind)
         sys.stdin.readline()
 
     result = measure(

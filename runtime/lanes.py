@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 Cancelled = Callable[[], bool]
 
-REQUESTS = 2
-"""Threads of a lane: requests that are under way at once."""
+REQUESTS = 4
+"""Threads of a lane: requests that are under way at once. Each waits for a core when its request is done; beside
+kernels that use them all, two threads left the disk idle half of the time (`python -m bench pages`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def with_disk_now(machine: Machine, source: ModelSource | None) -> tuple[Machine
         return machine, None
     from .runtime.probe_disk import probe_disk
 
-    fresh = probe_disk(path, link.chunk_nbytes)
+    fresh = probe_disk(path, link.chunk_nbytes, enough=link.bytes_per_s / OFF)
     if fresh is None or link.bytes_per_s / OFF <= fresh <= link.bytes_per_s * OFF:
         return machine, None
     found = DiskNow(link.bytes_per_s, fresh)

@@ -30,10 +30,11 @@ def print_machine(machine: Machine) -> None:
         tiers.add_row(
             t.name, t.kind.value, format_size(t.capacity_nbytes), format_size(t.reserve_nbytes), str(t.alignment)
         )
-    links = plain_table("link", "rate", "latency", "chunk", "channel")
+    links = plain_table("link", "rate", "latency", "chunk", "channel", "contention")
     for k in machine.links:
         rate = f"{figure(k.bytes_per_s / 1e9)} GB/s"
-        links.add_row(k.name, rate, seconds(k.latency_s), format_size(k.chunk_nbytes), k.channel or "its own")
+        chunk, lent = format_size(k.chunk_nbytes), f"{k.contention:.0%}" if k.contention else "-"
+        links.add_row(k.name, rate, seconds(k.latency_s), chunk, k.channel or "its own", lent)
     units = plain_table("unit", "tier", "memory", "launch", "threads", words=2)
     for u in machine.units:
         rate = f"{figure(u.bytes_per_s / 1e9)} GB/s"

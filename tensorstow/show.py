@@ -13,9 +13,10 @@ from .ir.codec import to_json
 from .ir.files import PlanFile
 from .ir.graph import StorageKind
 from .ir.plan import Plan, Residency
-from .ir.simulate import Timeline, simulate
+from .ir.simulate import simulate
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
+from .ir.timeline import Timeline
 from .moe_report import experts_text, reads_text
 from .report_training import training_rows
 
@@ -70,6 +71,7 @@ def show_facts(file: PlanFile) -> dict[str, Any]:
         "steps": len(plan.steps),
         "transfers": len(plan.transfers),
         "wait_s": timeline.wait_ns / 1e9,
+        "slowed_s": timeline.slowed_ns / 1e9,
         "waits": waits,
         "violations": [{"kind": v.kind, "message": v.message} for v in check(plan, graph, file.machine)],
     }
@@ -156,6 +158,8 @@ def _print_lanes(plan: Plan, timeline: Timeline) -> None:
 
 def _print_waits(plan: Plan, timeline: Timeline) -> None:
     waits = sorted((s for s in timeline.steps if s.wait_ns > 0), key=lambda s: -s.wait_ns)
+    if timeline.slowed_ns:
+        out.print(f"\ncomputing takes {seconds(timeline.slowed_ns / 1e9)} longer because links move bytes beside it")
     if not waits:
         out.print("no step waits")
         return

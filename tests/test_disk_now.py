@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def gives(rate: float | None, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A disk of that rate; the files that were asked for."""
     asked: list[Path] = []
 
-    def probe(path: Path, chunk: int) -> float | None:
+    def probe(path: Path, chunk: int, *, enough: float) -> float | None:
         asked.append(path)
         return rate
 
@@ -67,6 +68,28 @@ def test_a_disk_that_gives_another_rate_is_planned_for_as_it_is(
     assert disk.text in link.source and "somehow" in link.source
     assert found.link["dram", "ssd"] == measured.link["dram", "ssd"]
     assert found.tier == measured.tier
+
+
+def _reading(rates: Iterator[float], places: list[list[int]]) -> Callable[..., Reading]:
+    """A disk of these rates, one after another, that notes which offsets are asked for."""
+
+    def read(file: object, targets: object, offsets: Iterator[int], chunk: int, *, stop: object) -> Reading:
+        places.append(list(offsets))
+        return Reading(next(rates), 0.0)
+
+    return read
+
+
+def test_a_disk_is_slow_that_is_slow_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 * MIB))
+    for rates, found in (([3e8, 5e8, 2e8, 9e8], 9e8), ([3e8, 5e8, 2e8, 4e8], 5e8), ([7e8], 7e8), ([1e8, 6e8], 6e8)):
+        asked, places = iter(rates), list[list[int]]()
+        monkeypatch.setattr(probing, "read_rate", _reading(asked, places))
+        monkeypatch.setattr(probing, "PAUSE_S", 0.0)
+        assert probe_disk(path, MIB, enough=6e8) == found
+        assert next(asked, None) is None
+        assert all(p == places[0] for p in places)
 
 
 @pytest.mark.parametrize("rate", [None, 1.2 * RATE, RATE / 1.2])

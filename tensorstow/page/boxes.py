@@ -9,8 +9,9 @@ from html import escape, unescape
 from ..ir.files import PlanFile
 from ..ir.graph import StorageKind
 from ..ir.plan import Plan, Residency, Transfer
-from ..ir.simulate import Timeline, simulate
+from ..ir.simulate import simulate
 from ..ir.sizes import format_seconds, format_size
+from ..ir.timeline import Timeline
 
 KEPT, STREAMED, ACTIVATION, STATE, GRADIENT, BOUNDARY = (
     "weight, stays",

@@ -10,8 +10,8 @@ from ..ir.files import PlanFile
 from ..ir.graph import Graph
 from ..ir.machine import Machine, Unit
 from ..ir.plan import Plan
-from ..ir.simulate import Timeline
 from ..ir.sizes import format_size
+from ..ir.timeline import Timeline
 from ..planner.bounds import Bound, bound_of_plan, find_bound
 from ..planner.instance import make_instance
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tensorstow.ir.machine import Machine
 from tensorstow.ir.plan import Certificate, Plan, Residency, Step, Transfer
 from tensorstow.ir.simulate import DeadlockError, prefilled, simulate
 
@@ -48,6 +49,33 @@ def test_a_load_that_blocks_adds_its_whole_time() -> None:
 def test_a_load_behind_an_operator_costs_nothing() -> None:
     timeline = simulate(plan([load(1, 0, 1)], [stay(1, 0, 2)]), GRAPH, BOX)
     assert timeline.pass_ns == 3000
+
+
+def contended(share: float) -> Machine:
+    """The same box where computing takes `1 + share` times as long beside a transfer."""
+    return replace(BOX, links=tuple(replace(k, contention=share) for k in BOX.links))
+
+
+def test_computing_beside_a_transfer_takes_longer() -> None:
+    plan_ = plan([load(1, 0, 1)], [stay(1, 0, 2)])
+    timeline = simulate(plan_, GRAPH, contended(0.25))
+    # 500 ns beside the load do what takes 400 alone.
+    assert [s.end_ns - s.start_ns for s in timeline.steps] == [1100, 1000, 1000]
+    assert (timeline.pass_ns, timeline.slowed_ns, timeline.wait_ns, timeline.compute_ns) == (3100, 100, 0, 3000)
+
+
+def test_a_transfer_that_nothing_computes_beside_slows_nothing() -> None:
+    timeline = simulate(plan([load(1, 1, 1)], [stay(1, 1, 2)]), GRAPH, contended(0.25))
+    assert (timeline.pass_ns, timeline.slowed_ns) == (3500, 0)
+
+
+def test_a_transfer_over_the_end_of_the_pass_slows_both_ends() -> None:
+    # It begins at the end of step 1 and takes 1500 ns beside computing: 1250 of step 2, then 250 of the next step 0.
+    box = contended(0.25)
+    slow = replace(box, links=tuple(replace(k, bytes_per_s=k.bytes_per_s / 3) for k in box.links))
+    timeline = simulate(plan([load(0, 2, 4)], [stay(0, 2, 5)]), GRAPH, slow)
+    assert [s.end_ns - s.start_ns for s in timeline.steps] == [1050, 1000, 1250]
+    assert timeline.pass_ns == 3300
 
 
 def test_loads_of_one_lane_run_one_after_another() -> None:

@@ -95,13 +95,15 @@ def test_bounds_over_all_orders_hold_for_each_order(graph: Graph, room: float) -
 
 
 @settings(deadline=None, max_examples=15)
-@given(branching(), st.floats(0.0, 0.9))
-def test_every_bound_that_covers_a_plan_is_below_it(graph: Graph, room: float) -> None:
+@given(branching(), st.floats(0.0, 0.9), st.sampled_from([0.0, 0.3, 4.0]))
+def test_every_bound_that_covers_a_plan_is_below_it(graph: Graph, room: float, contention: float) -> None:
     """Of caches, which keep every activation: the room they need is what is not homed, and one operator's weights."""
     roomy = make_instance(graph, machine(1 << 40))
     homed = sum(i.nbytes for i in roomy.items if i.homed)
     needed = roomy.peak_of_all() - homed + max(roomy.base_nbytes)
-    instance = make_instance(graph, machine(needed + int(room * homed), bytes_per_s=1e8))
+    box = machine(needed + int(room * homed), bytes_per_s=1e8)
+    box = replace(box, links=tuple(replace(k, contention=contention) for k in box.links))
+    instance = make_instance(graph, box)
     found = find_bounds(instance, time_limit_s=5)
     for strategy in strategies(["lru", "belady-prefetch"]):
         plan = run_strategy(strategy, instance, find_bound(instance, time_limit_s=5), EFFORT)
@@ -113,6 +115,21 @@ def test_every_bound_that_covers_a_plan_is_below_it(graph: Graph, room: float) -
                 assert all(moved.get(link, 0) >= nbytes for link, nbytes in bound.nbytes)
             if bound.name == "working set":
                 assert plan.certificate.peak_nbytes["dram"] >= bound.nbytes[0][1]
+
+
+def test_what_moves_beside_computing_is_bounded() -> None:
+    """Loads that hide behind computing take their share of it: the plan is at the bound that says so, and above those
+    that do not."""
+    box = machine(150 * KIB, bytes_per_s=1e9, alignment=64)
+    box = replace(box, links=tuple(replace(k, contention=0.5) for k in box.links))
+    instance = make_instance(chain([KIB * 40] * 4, ns=200_000), box)
+    bound = find_bound(instance, time_limit_s=5)
+    assert bound.name == "contention"
+    (strategy,) = strategies(["stow"])
+    plan = run_strategy(strategy, instance, bound, EFFORT)
+    loaded_ns = plan.certificate.moved_nbytes["ssd->dram"]
+    assert plan.certificate.slowed_s * 1e9 == pytest.approx(loaded_ns / 3, abs=10)
+    assert bound.seconds <= plan.certificate.simulated_s == pytest.approx(0.8e-3 + plan.certificate.slowed_s)
 
 
 def test_weights_beyond_the_capacity_come_every_pass() -> None:

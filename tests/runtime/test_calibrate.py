@@ -13,7 +13,7 @@ from tensorstow.ir.errors import ExecutionError
 from tensorstow.ir.machine import Machine, TierKind
 from tensorstow.ir.profiles import read_machine, write_machine
 from tensorstow.runtime import calibrate as module
-from tensorstow.runtime import calibrate_disk
+from tensorstow.runtime import calibrate_disk, calibrate_kernels
 from tensorstow.runtime.calibrate import calibrate, host_fingerprint, host_profile_path, physical_cores
 from tensorstow.runtime.calibrate_disk import Scratch, measure_disk, scratch_nbytes
 from tensorstow.runtime.fit_rates import Observation, fit
@@ -51,7 +51,7 @@ def test_calibrate_measures_this_machine(
         assert 1e6 < link.bytes_per_s < 1e12
         assert 0 <= link.latency_s < 1
         assert link.chunk_nbytes % 4096 == 0
-    assert "while the disk was read" in unit.source
+        assert 0 <= link.contention < 100
     assert {stage for stage, _ in heard} >= {"disk", "kernels"}
     assert all(0 <= part <= 1 for _, part in heard)
     assert not list(folder.iterdir())
@@ -106,6 +106,23 @@ def test_the_profile_lies_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("TENSORSTOW_CACHE", str(tmp_path))
     assert host_profile_path().parent == tmp_path
     assert host_fingerprint() == host_fingerprint()
+
+
+def test_contention_is_what_a_product_takes_longer_beside_each_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {None: 2.0, "read": 2.5, "write": 1.9}
+    states: list[str | None] = [None]
+
+    class Product:
+        def __init__(self, sample: object, threads: int) -> None: ...
+
+        def mean_s(self, window_s: float) -> float:
+            return took[states[-1]]
+
+    monkeypatch.setattr(calibrate_kernels, "Bench", Product)
+    found = calibrate_kernels._contention(2, 0.1, states.append)  # pyright: ignore[reportPrivateUsage]
+    assert found == {"read": pytest.approx(0.25), "write": 0.0}
+    assert states[-1] is None
+    assert {"read", "write"} <= set(states)
 
 
 def test_fit_finds_the_rates_behind_the_times() -> None:
