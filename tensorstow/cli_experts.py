@@ -27,7 +27,8 @@ def experts(
     cold: Annotated[bool, typer.Option("--cold", help="Empty the caches before each prompt.")] = False,
     window: Annotated[str | None, typer.Option(metavar="M,M,...", help="Tokens of the windows of SRP and SCH.")] = None,
     load_ms: Annotated[
-        float | None, typer.Option("--load-ms", metavar="MS", help="A load's time: also replay with time.")
+        float | None,
+        typer.Option("--load-ms", metavar="MS", help="Time of a load (of the mean size): also replay with time."),
     ] = None,
     layer_ms: Annotated[float, typer.Option("--layer-ms", metavar="MS", help="A layer's time, for --load-ms.")] = 0.15,
     timed: Annotated[

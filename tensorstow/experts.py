@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from .console import plain_table
 from .ir.errors import InputError
 from .ir.sizes import format_size, parse_size
 from .planner.experts.analysis import LayerSummary, Window, layer_summaries, sch, window_summary
 from .planner.experts.policies import POLICIES, chosen_policies
-from .planner.experts.replay import Row, replay_all
+from .planner.experts.replay import Least, Row, least_loads, replay_all
 from .planner.experts.stall import LinkModel, StallRow, stall_rows
 from .planner.experts.trace import Trace, read_trace
 
@@ -26,7 +27,7 @@ WINDOWS = (4, 16, 64, 256)
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What the command tells. `sch` is by window and by capacity."""
+    """What the command tells. `sch` is by window and by capacity; `least` is there where experts differ in size."""
 
     trace: Trace
     warm_prompts: int
@@ -37,14 +38,17 @@ class Analysis:
     layers: tuple[LayerSummary, ...]
     stall: tuple[StallRow, ...] = ()
     stall_tokens: int = 0
+    least: tuple[Least, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """The JSON object of `experts --json`."""
         timed = (
             {} if not self.stall else {"stall": [asdict(row) for row in self.stall], "stall_tokens": self.stall_tokens}
         )
+        bounds = {"least": [asdict(one) for one in self.least]} if self.least else {}
         return {
             **timed,
+            **bounds,
             "layers": self.trace.layers,
             "experts": self.trace.experts,
             "top_k": self.trace.top_k,
@@ -84,18 +88,23 @@ def analyse(
         trace.check_capacity(capacity)
     chosen = chosen_policies(policies, trace, warm_prompts)
     lengths = _lengths(windows)
-    rows = replay_all(trace, capacities, chosen, warm_prompts=warm_prompts, cold=cold, seed=seed, progress=progress)
+    progress("bounding what must be loaded", 0.0)
+    least = least_loads(trace, capacities, warm_prompts=warm_prompts, cold=cold)
+    rows = replay_all(
+        trace, capacities, chosen, warm_prompts=warm_prompts, cold=cold, seed=seed, progress=progress, least=least
+    )
     progress("counting over windows", 0.0)
     start = int(trace.offsets[warm_prompts])
-    segments = {m: {c: sch(trace, m, c, cold=cold, warm_tokens=start) for c in capacities} for m in lengths}
-    found = tuple(window_summary(trace, m) for m in lengths)
+    used = trace.of_used()
+    segments = {m: {c: sch(used, m, c, cold=cold, warm_tokens=start) for c in capacities} for m in lengths}
+    found = tuple(window_summary(used, m) for m in lengths)
     layers = layer_summaries(trace)
     if link is None:
-        return Analysis(trace, warm_prompts, cold, rows, found, segments, layers)
+        return Analysis(trace, warm_prompts, cold, rows, found, segments, layers, least=least)
     progress("replaying with time", 0.0)
     timed = max(1, min(stall_tokens, trace.tokens - start))
     stall = stall_rows(trace, capacities, link, warm_tokens=trace.tokens - timed, cold=cold)
-    return Analysis(trace, warm_prompts, cold, rows, found, segments, layers, stall, timed)
+    return Analysis(trace, warm_prompts, cold, rows, found, segments, layers, stall, timed, least)
 
 
 def _capacities(text: str, trace: Trace) -> tuple[int, ...]:
@@ -146,13 +155,18 @@ def _cache(found: Analysis, cache: int) -> str:
 
 
 def _print_rows(found: Analysis, out: Console) -> None:
-    unit = "loads/token" if found.trace.sizes is None else "bytes/token"
-    table = plain_table("cache", "policy", "hit rate", "LRU to Belady", "of Belady", unit, "unasked", "us/event", "")
+    alike = found.trace.sizes is None
+    unit, best = ("loads/token", "LRU to Belady") if alike else ("bytes/token", "LRU to bound")
+    table = plain_table("cache", "policy", "hit rate", best, "of Belady", unit, "unasked", "us/event", "")
     table.columns[0].justify, table.columns[1].justify, table.columns[8].justify = "right", "left", "left"
     before = None
+    least = {one.cache: one for one in found.least}
     for row in found.rows:
         if before not in (None, row.cache):
             table.add_row()
+        if before != row.cache and row.cache in least:
+            _add_least(table, _cache(found, row.cache), least[row.cache])
+            before = row.cache
         table.add_row(
             _cache(found, row.cache) if before != row.cache else "",
             row.policy if row.causal else f"[dim]{row.policy}[/]",
@@ -166,6 +180,14 @@ def _print_rows(found: Analysis, out: Console) -> None:
         )
         before = row.cache
     out.print(table)
+
+
+def _add_least(table: Table, cache: str, least: Least) -> None:
+    about = "no policy that loads on demand loads less; knows the future"
+    if not least.complete:
+        about = f"{about}; time ran out: of some tokens, first uses alone"
+    loads = f"{least.nbytes_per_token:,.2f}"
+    table.add_row(cache, "[dim]bound[/]", "", "", "", loads, "", "", f"[dim]{about}[/]")
 
 
 def _print_stall(found: Analysis, out: Console) -> None:
@@ -186,6 +208,8 @@ def _print_stall(found: Analysis, out: Console) -> None:
         )
         before = row.cache
     out.print(table)
+    if not all(row.complete for row in found.stall):
+        out.print("Time ran out: the bound counts a part of these tokens, so what is told against it is too large.")
 
 
 def _print_windows(found: Analysis, out: Console) -> None:
@@ -213,6 +237,6 @@ def _print_layers(found: Analysis, out: Console) -> None:
             f"{layer.effective:.1f}",
             f"{layer.by_use:.3f}",
             f"{layer.repeated:.3f}",
-            f"{layer.by_layer_before:.3f}",
+            "" if layer.by_layer_before is None else f"{layer.by_layer_before:.3f}",
         )
     out.print(table)

@@ -77,19 +77,14 @@ def _mean_nbytes(caching: ExpertCaching, passes: Passes) -> float:
 
 
 def _least_nbytes(caching: ExpertCaching, passes: Passes) -> float:
-    """Bytes that the passes that count read at least, whoever caches them in as many slots, whatever lay there before:
-    Belady's misses from empty caches on, but for one a slot, in each row of such passes. Nothing is known of sets that
-    do not fit, and of shared slots."""
-    total, warm = 0.0, False
-    pairs = zip(passes.counted, passes.asked, strict=True)
-    for counts, row in groupby(pairs, key=lambda pair: pair[0]):
-        if counts:
-            total += _least_of_row(caching, [asked for _, asked in row], warm=warm)
-        warm = True
-    return total
+    """Bytes that the passes that count read at least, whoever caches them in as many slots with each layer's set of a
+    pass side by side, whatever lay there before: Belady's misses from empty caches on, but for one a slot, in each row
+    of such passes. Nothing is known of sets that do not fit, and of shared slots."""
+    rows = groupby(zip(passes.counted, passes.asked, strict=True), key=lambda pair: pair[0])
+    return sum(_least_of_row(caching, [asked for _, asked in row]) for counts, row in rows if counts)
 
 
-def _least_of_row(caching: ExpertCaching, asked: Sequence[Asked], *, warm: bool) -> float:
+def _least_of_row(caching: ExpertCaching, asked: Sequence[Asked]) -> float:
     from .solvers.caching.offline import replay_belady
     from .solvers.caching.problem import NONE, Requests
 
@@ -104,7 +99,7 @@ def _least_of_row(caching: ExpertCaching, asked: Sequence[Asked], *, warm: bool)
     found = replay_belady(
         Requests(ids, np.ones((len(layers), max(x.experts for x in layers)), np.int64)), caching.slots
     )
-    misses = (found.asked - found.hits).sum(axis=0) - (caching.slots if warm else 0)
+    misses = (found.asked - found.hits).sum(axis=0) - caching.slots
     return float(sum(max(0, int(n)) * layer.nbytes for n, layer in zip(misses, layers, strict=True)))
 
 
@@ -127,8 +122,8 @@ class _Replay:
 
     def __init__(self, caching: ExpertCaching, pace: Pace, link: VirtualLink) -> None:
         from .runtime.module.experts_ahead import Followers
-        from .runtime.module.experts_cache import ExpertStats
         from .runtime.module.experts_recall import make_worths
+        from .runtime.module.experts_stats import ExpertStats
 
         self.caching, self.pace, self.link = caching, pace, link
         self.stats = ExpertStats()

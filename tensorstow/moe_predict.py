@@ -51,7 +51,7 @@ class Passing:
         """What the layers' loops take here; None where the machine is another one, or they cannot be timed."""
         if not on_processor(self.machine):
             return None
-        from .modules import torch_threads
+        from .module_times import torch_threads
         from .runtime.module.experts_loop import time_loops
 
         threads = self.machine.units[0].threads or torch_threads()

@@ -1,4 +1,5 @@
-"""Plans that leave experts in the store: how one is made, bounded and run; `moe_predict` says how it is timed."""
+"""Plans that leave experts in the store: how one is made, profiled and run; `moe_predict` says how it is timed, and
+`moe_bounds` what none of them is below."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .ir.errors import InputError
 from .ir.machine import Machine, TierKind
-from .ir.plan import Plan
 from .ir.program import ExpertCaching, ModuleProgram
+from .moe_recording import running
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .executors import Executor
     from .models import Model
     from .modules import ModuleModel
     from .moe_predict import Expected, Passing
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .planner.pytorch.experts import Routed
     from .planner.pytorch.experts_list import Listed
     from .runtime.module.executor import ModuleExecutor
+    from .runtime.module.experts_stats import Seen
+    from .runtime.profile import Profile
 
 
 def lower_experts(model: ModuleModel) -> tuple[OpLowered, tuple[Listed, ...]]:
@@ -96,39 +100,32 @@ def _left(expected: Expected, machine: Machine) -> ModuleLowered:
     return replace(left, graph=with_waits(left.graph, operators, caching.wait_ns, machine.units[0]))
 
 
-def bounded(plan: Plan, caching: ExpertCaching, machine: Machine) -> Plan:
-    """`plan` with a bound that holds however experts are cached and read ahead (`reads_hidden`)."""
-    from .planner.build import OPTIMAL_GAP
+def profile_passes(executor: Executor, passes: int) -> tuple[Profile, Seen | None]:
+    """The executor's profile of so many passes, and what these read of their experts and waited for them; None where
+    no experts are cached."""
+    experts = running(executor)
+    if experts is None:
+        return executor.profile(passes), None
+    from .runtime.module.experts_stats import seen_in
 
-    before = plan.certificate
-    bound_s, kind = reads_hidden(before.bound_s, before.bound_kind, caching, machine)
-    bound_s = min(bound_s, before.simulated_s)
-    status = "optimal" if before.simulated_s <= bound_s * (1 + OPTIMAL_GAP) else "feasible"
-    return replace(plan, certificate=replace(before, bound_s=bound_s, bound_kind=kind, status=status))
-
-
-def reads_hidden(bound_s: float, kind: str, caching: ExpertCaching, machine: Machine) -> tuple[float, str]:
-    """A bound, and its kind, for plans of any cache of experts: for what tokens choose in the trace, else for whatever
-    they choose. `bound_s` is one for steps whose durations hold `caching.wait_ns`.
-
-    Less the waits, it is one for the steps without them: a plan of these would take at most the waits longer with them.
-    Beside it stands the time of the link for the bytes that Belady's caches of as many slots read.
-    """
-    from .planner.lookups import store_link
-
-    link_s = caching.least_nbytes / store_link(machine).bytes_per_s
-    hidden_s = max(0.0, bound_s - caching.wait_s)
-    if link_s > hidden_s:
-        return link_s, f"experts' reads: what caches of {caching.slots} slots that know the trace read, over the link"
-    return hidden_s, f"{kind}; experts' reads behind it, or none"
+    noted = experts.note()
+    profile = executor.profile(passes)
+    return profile, seen_in(noted, len(experts.layers), passes)
 
 
-def as_profiled(program: ModuleProgram) -> ModuleProgram:
-    """The program of a plan whose operators' times were measured in passes: waits for experts are among them."""
-    if program.experts is None:
+def as_profiled(program: ModuleProgram, seen: Seen | None) -> ModuleProgram:
+    """The program of a plan whose operators' times were measured in the passes of which `seen` is: waits for experts
+    are in these times, and no more than it says."""
+    if program.experts is None or seen is None:
         return program
-    rests_on = f"{program.experts.rests_on}; times as in a profile, whose passes have the same inputs"
-    return replace(program, experts=replace(program.experts, wait_ns=(), rests_on=rests_on))
+    caching = replace(
+        program.experts,
+        wait_ns=seen.wait_ns,
+        hit_rate=seen.hit_rate,
+        read_nbytes=seen.read_nbytes,
+        rests_on="in the passes of a profile, all with the same inputs",
+    )
+    return replace(program, experts=caching)
 
 
 def cache_least(

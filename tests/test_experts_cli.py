@@ -107,6 +107,13 @@ def test_sizes_are_bytes(cli: Cli, tmp_path: Path) -> None:
     said = cli("experts", path, "--experts", 8, "--cache", least, "--policies", "lru,belady", "--json")
     assert said.status == 0
     assert said.json["rows"][0]["cache"] == least
+    (bound,) = said.json["least"]
+    assert bound["complete"]
+    assert 0 < bound["nbytes_per_token"] <= min(row["loads_per_token"] for row in said.json["rows"])
+    words = ("experts", path, "--experts", 8, "--cache", least, "--policies", "lru,belady")
+    shown = " ".join(cli(*words).out.split())
+    assert "LRU to bound" in shown
+    assert "no policy that loads on demand loads less" in shown
 
 
 def test_pages_and_pictures_show_what_the_object_says(cli: Cli, trace: Path, tmp_path: Path) -> None:

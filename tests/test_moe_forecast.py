@@ -17,7 +17,8 @@ from tensorstow.moe_passes import Asked, Passes, after_half, drawn_passes, trace
 from tensorstow.planner.experts.trace import Trace
 from tensorstow.planner.pytorch.experts_time import Pace
 from tensorstow.planner.pytorch.generation import Workload
-from tensorstow.runtime.module.experts_cache import ExpertCache, ExpertStats
+from tensorstow.runtime.module.experts_cache import ExpertCache
+from tensorstow.runtime.module.experts_stats import ExpertStats
 from tensorstow.solvers.caching.counted import DECAYED, replay_counted
 
 LINK = Link("ssd", "dram", bytes_per_s=1e9)
@@ -88,6 +89,14 @@ def test_what_never_comes_again_is_read_in_full() -> None:
     assert found.pass_ns == pytest.approx(5 * MS)
     assert found.read_nbytes == 2 * SIZE
     assert found.least_nbytes == SIZE  # eight in four passes; four of them may lie there before
+
+
+def test_a_trace_of_one_pass_says_nothing_of_what_must_be_read() -> None:
+    """Nothing warms the caches; but when that pass comes again, all that it asks for may lie there."""
+    once: list[Asked] = [((0, 1, 2),)]
+    assert replay(caching(16, 3, 4), pace(1, 2.0, 0.5), once).least_nbytes == 0
+    more = replay(caching(16, 3, 3), pace(1, 2.0, 0.5), [*once, ((3, 4, 5),), ((6, 7, 8),)])
+    assert more.least_nbytes == 3 * SIZE / 2  # six in two passes; three of them may lie there before
 
 
 def test_reads_ahead_are_hidden_behind_what_is_computed() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from ...solvers.caching.offline import replay_segment
 from ...solvers.caching.problem import NONE
-from ...solvers.caching.windows import count_windows, predictability, srp, working_set
+from ...solvers.caching.windows import count_windows, pairs_nbytes, predictability, srp, working_set
+from .policies import MOST_PAIRS_NBYTES
 from .trace import Trace
 
 
@@ -19,7 +20,7 @@ class LayerSummary:
     `used` experts were asked for at all; `effective` is exp of the entropy of their shares, the number of experts that
     evenly used ones would be as spread as. `repeated` is the share of a token's set that stood in the one before;
     `by_use` and `by_layer_before` the shares that the most used experts, and what went with the set of the layer
-    before, would have foreseen (learned as the trace goes).
+    before, would have foreseen (learned as the trace goes); the latter is None where there are too many pairs to count.
     """
 
     layer: int
@@ -27,7 +28,7 @@ class LayerSummary:
     effective: float
     repeated: float
     by_use: float
-    by_layer_before: float
+    by_layer_before: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Window:
 
 def layer_summaries(trace: Trace) -> tuple[LayerSummary, ...]:
     """A summary of each layer."""
-    by_use, repeated, by_layer = predictability(trace.requests(cold=False))
+    pairs = pairs_nbytes(trace.layers, trace.experts) <= MOST_PAIRS_NBYTES
+    by_use, repeated, by_layer = predictability(trace.requests(cold=False), pairs=pairs)
     found: list[LayerSummary] = []
     for layer in range(trace.layers):
         ids = trace.ids[:, layer]
@@ -59,7 +61,7 @@ def layer_summaries(trace: Trace) -> tuple[LayerSummary, ...]:
                 effective,
                 float(repeated[layer]),
                 float(by_use[layer]),
-                float(by_layer[layer]),
+                float(by_layer[layer]) if pairs else None,
             )
         )
     return tuple(found)

@@ -96,7 +96,8 @@ def place_experts(
         _refuse(machine, int(flat.sum()) + sum(c.nbytes for c in claims), result.detail)
     if result.solution is None or result.objective is None or result.bound is None:
         raise TimeLimitError(
-            f"no placement of {len(flat)} experts in {time_limit_s} s: {result.detail}; allow more time"
+            f"no placement of {len(flat)} experts was found in {time_limit_s} s: {result.detail}; allow more time, or "
+            "give a tier more"
         )
     used = Placement(costs, nbytes, capacity).used(result.solution)
     chosen = result.solution.tolist()
@@ -171,5 +172,5 @@ def _refuse(machine: Machine, needed: int, detail: str) -> None:
     raise InfeasibleError(
         f"experts and claims take {format_size(needed)}, and the tiers of '{machine.name}' hold {format_size(held)} "
         f"({detail}); give a tier more",
-        smallest_nbytes=needed,
+        smallest_nbytes=needed if needed > held else None,
     )

@@ -9,16 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import InputError
+from ...ir.sizes import format_size
 from ...solvers.caching.advice import counted_bits, replay_advised, true_bits
 from ...solvers.caching.counted import DECAYED, GATED, LFU, LRU, Counted, Pins, replay_counted
 from ...solvers.caching.foresee import Foresee, replay_foreseen
 from ...solvers.caching.offline import replay_belady, replay_segment
 from ...solvers.caching.problem import NONE, Flags, Outcome, Requests
 from ...solvers.caching.recall import replay_recall
+from ...solvers.caching.windows import pairs_nbytes
 from .trace import Trace
 
 SEGMENT = 16
 """Tokens that the policy 'sch' looks ahead."""
+MOST_PAIRS_NBYTES = 1 << 30
+"""Memory that counts of pairs of experts may take: some 3,300 experts in each of 24 layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ Replay = Callable[[Case, tuple[int, ...]], tuple[Outcome, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy: `causal` if it knows nothing of the future. `needs_gates`, `needs_profile`: what a trace must offer."""
+    """A policy: `causal` if it knows nothing of the future. `needs_gates`, `needs_profile`: what a trace must offer.
+    `counts_pairs` of experts of consecutive layers: those must not be too many."""
 
     name: str
     replay: Replay
@@ -50,6 +55,7 @@ class Policy:
     about: str
     needs_gates: bool = False
     needs_profile: bool = False
+    counts_pairs: bool = False
 
 
 def _each(replay: Callable[[Case, int], Outcome]) -> Replay:
@@ -133,7 +139,7 @@ _ALL = (
     Policy("pinned", _each(_pinned), True, "pins what warm prompts used most; LRU beside it", needs_profile=True),
     Policy("profiles", _each(_profiled), True, "pins what warm prompts of one class used most", needs_profile=True),
     Policy("advice", _each(_advised), True, "marking, one bit of advice from decayed counts"),
-    Policy("next-layer", _foreseen(Foresee()), True, "LRU, and prefetch for the next layer"),
+    Policy("next-layer", _foreseen(Foresee()), True, "LRU, and prefetch for the next layer", counts_pairs=True),
     Policy("recall", _recall, True, "learned: decayed counts and what followed when routing looked alike"),
     Policy("advice-true", _each(_advised_truly), False, "marking, one true bit"),
     Policy("pre-gated", _foreseen(Foresee(certain=True)), False, "LRU, and prefetch of the next layer's true set"),
@@ -156,11 +162,15 @@ POLICIES = {policy.name: policy for policy in _ALL}
 def chosen_policies(names: str | None, trace: Trace, warm_prompts: int) -> tuple[Policy, ...]:
     """Policies by their names, with commas between; None for all that the trace allows.
 
-    Raises InputError for an unknown name, for gates or a profile that a policy needs and the trace does not offer.
+    Raises InputError for an unknown name, for gates or a profile that a policy needs and the trace does not offer, and
+    for more experts than it can count pairs of.
     """
+    used = trace.of_used().experts
+    pairs = pairs_nbytes(trace.layers, used)
     if names is None:
-        offered = (trace.gates is not None, warm_prompts > 0)
-        return tuple(p for p in _ALL if offered[0] >= p.needs_gates and offered[1] >= p.needs_profile)
+        gates, profile, few = trace.gates is not None, warm_prompts > 0, pairs <= MOST_PAIRS_NBYTES
+        offered = (p for p in _ALL if gates >= p.needs_gates and profile >= p.needs_profile)
+        return tuple(p for p in offered if few >= p.counts_pairs)
     found: dict[str, Policy] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in POLICIES:
@@ -173,6 +183,11 @@ def chosen_policies(names: str | None, trace: Trace, warm_prompts: int) -> tuple
             )
         if policy.needs_profile and not warm_prompts:
             raise InputError(f"policy '{name}' pins what earlier prompts used; give --warm-prompts 1 or more")
+        if policy.counts_pairs and pairs > MOST_PAIRS_NBYTES:
+            raise InputError(
+                f"policy '{name}' counts pairs of the {used} experts that a layer is asked for, which takes "
+                f"{format_size(pairs)}; the most is {format_size(MOST_PAIRS_NBYTES)}: leave the policy out"
+            )
         found[name] = policy
     if not found:
         raise InputError(f"--policies {names} names no policy; there are: {', '.join(POLICIES)}")

@@ -10,16 +10,18 @@ from math import inf
 from ...ir.errors import InputError
 from ...solvers.caching.problem import Requests
 from ...solvers.caching.stall import Pace, Stall, stall_known, stall_on_demand
-from ...solvers.caching.stall_bound import Links, stall_bound
+from ...solvers.caching.stall_bound import Links, StallBound, stall_bound
 from ...solvers.caching.stall_foreseen import Ahead, stall_foreseen
+from ...solvers.result import Status
 from .trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class StallRow:
     """Waits of one schedule at one capacity, per token. `of_lru`: against LRU on demand. `of_bound`: against the bound
-    over the same tokens, None where that is zero. `decide_ms` is the time that forecasts took, per token; it counts in
-    `net_ms`, the wait with it."""
+    over the same tokens, None where that is zero; it is too much where the bound is not `complete`, as time ran out and
+    some tokens count nothing in it. `decide_ms` is the time that forecasts took, per token; it counts in `net_ms`, the
+    wait with it."""
 
     schedule: str
     cache: int
@@ -31,11 +33,13 @@ class StallRow:
     demanded: float
     ahead: float
     wasted: float
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
 class LinkModel:
-    """`load_ms` for one expert (for one byte where sizes differ) over the link, `compute_ms` for a layer."""
+    """`load_ms` for one expert over the link (where sizes differ, for one of their mean size, and for others in
+    proportion), `compute_ms` for a layer."""
 
     load_ms: float
     compute_ms: float
@@ -60,22 +64,23 @@ def stall_rows(
         raise InputError(f"a load of {link.load_ms} ms and a layer of {link.compute_ms} ms: give times above 0")
     if not 0 <= warm_tokens < trace.tokens:
         raise InputError(f"{warm_tokens} tokens only warm up, of {trace.tokens}; leave at least one to count")
-    requests = trace.requests(cold=cold)
+    trace.check_capacity(min(caches))
+    mean = 1.0 if trace.sizes is None else float(trace.sizes.mean())
+    requests = trace.of_used().requests(cold=cold)
     begins = None if requests.begins is None else requests.begins[warm_tokens:]
     found: list[StallRow] = []
     for cache in caches:
-        trace.check_capacity(cache)
-        pace = Pace(link.load_ms * 1e6, link.compute_ms * 1e6, warm_tokens)
+        pace = Pace(link.load_ms * 1e6 / mean, link.compute_ms * 1e6, warm_tokens)
         counted = Requests(requests.ids[warm_tokens:], requests.sizes, begins=begins)
         bound = stall_bound(
             counted, cache, Links(pace.load_ns), pace.compute_ns, warm=warm_tokens > 0, time_limit_s=time_limit_s
-        ).stall_ns
+        )
         found += _schedules(requests, cache, pace, bound)
     return tuple(found)
 
 
-def _schedules(requests: Requests, cache: int, pace: Pace, bound_ns: float) -> list[StallRow]:
-    tokens = requests.rounds - pace.warm_rounds
+def _schedules(requests: Requests, cache: int, pace: Pace, bound: StallBound) -> list[StallRow]:
+    tokens, bound_ns, complete = requests.rounds - pace.warm_rounds, bound.stall_ns, bound.status is Status.OPTIMAL
     schedules: tuple[tuple[str, Callable[[Requests, Pace], Stall], bool], ...] = (
         ("lru on demand", lambda r, p: stall_on_demand(r, cache, p), False),
         ("recall on demand", lambda r, p: stall_foreseen(r, cache, p, ahead=Ahead(depth=0)), True),
@@ -94,6 +99,7 @@ def _schedules(requests: Requests, cache: int, pace: Pace, bound_ns: float) -> l
             0.0,
             0.0,
             0.0,
+            complete,
         )
     ]
     lru_ns = 0.0
@@ -116,6 +122,7 @@ def _schedules(requests: Requests, cache: int, pace: Pace, bound_ns: float) -> l
                 stall.demanded / tokens,
                 stall.ahead / tokens,
                 stall.wasted / tokens,
+                complete,
             )
         )
     return rows

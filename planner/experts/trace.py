@@ -97,6 +97,23 @@ class Trace:
             gates=None if self.gates is None else np.concatenate([self.gates[s] for s in spans or [empty]]),
         )
 
+    def of_used(self) -> Trace:
+        """The same of the experts that are asked for alone, by layer numbered in their order: the memory and time of a
+        replay go with these then, not with all that there are. Nobody ever keeps or loads the others."""
+        used = np.zeros((self.layers, self.experts), dtype=np.bool_)
+        for layer in range(self.layers):
+            ids = self.ids[:, layer]
+            used[layer, ids[ids != NONE]] = True
+        most = max(1, int(used.sum(axis=1).max()))
+        if most == self.experts:
+            return self
+        number = np.cumsum(used, axis=1, dtype=np.int32) - 1
+        layers = np.arange(self.layers)[None, :, None]
+        ids = np.where(self.ids == NONE, NONE, number[layers, self.ids]).astype(np.int32)
+        kept = np.argsort(~used, axis=1, kind="stable")[:, :most]
+        sizes = None if self.sizes is None else np.take_along_axis(self.sizes, kept, axis=1)
+        return replace(self, ids=ids, experts=most, sizes=sizes)
+
     def check_capacity(self, capacity: int) -> None:
         """Raises InfeasibleError where a cache of `capacity` (experts; bytes where sizes differ) cannot hold a set."""
         least = self.requests().least_capacity()
@@ -189,10 +206,12 @@ def _ids(path: Path, found: NDArray[Any], experts: int) -> Ids:
     wrong = (~absent & (wide >= experts)) | (wide < -1)
     if bool(wrong.any()):
         token, layer, rank = (int(x) for x in np.argwhere(wrong)[0])
-        needed = int(wide[~absent].max()) + 1
+        asks = f"{path}: token {token} asks layer {layer} for expert {wide[token, layer, rank]}"
+        if wide[token, layer, rank] < 0:
+            raise InputError(f"{asks}; experts are numbered from 0, and -1 stands for none: mend the trace")
         raise InputError(
-            f"{path}: token {token} asks layer {layer} for expert {wide[token, layer, rank]}, and {experts} experts "
-            f"end at {experts - 1}; take a trace of this model, or give --experts {needed} or more"
+            f"{asks}, and {experts} experts end at {experts - 1}; take a trace of this model, or give --experts "
+            f"{int(wide[~absent].max()) + 1} or more"
         )
     return np.where(absent, NONE, wide).astype(np.int32)
 

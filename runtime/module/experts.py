@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from ...ir.program import ExpertCaching, ExpertLayer
 from . import forwards
 from .experts_ahead import Followers, foresee
 from .experts_bind import Held, Slices, expert_pieces, held_by_experts
-from .experts_cache import ExpertCache, ExpertStats
+from .experts_cache import ExpertCache
 from .experts_recall import make_worths
 from .experts_record import ListCall
 from .experts_slots import ExpertSlots
+from .experts_stats import ExpertStats, Noted
 from .experts_worth import Worth
 from .functions import refuse_write
 from .readers import started_pool
@@ -59,8 +60,9 @@ class LayerExperts:
 class ExpertForwards:
     """The forwards of the layers of `reading` of `module`, which a ModuleExecutor has taken before.
 
-    `stats` counts all layers together. Raises PlanMismatchError and InputError, with the module untouched, where it is
-    not the one that was planned; ExecutionError where memory or threads are short.
+    `stats` counts all layers together; `first` is what stood there when the last layer was first done, None before
+    that: a pass that began with empty caches. Raises PlanMismatchError and InputError, with the module untouched, where
+    it is not the one that was planned; ExecutionError where memory or threads are short.
     """
 
     def __init__(self, module: nn.Module, reading: ExpertCaching, *, tier: str = "dram") -> None:
@@ -69,10 +71,12 @@ class ExpertForwards:
         weights, pieces = expert_pieces(modules, reading.layers)
         self.reading = reading
         self.stats = ExpertStats()
+        self.first: ExpertStats | None = None
         self.layers: tuple[LayerExperts, ...] = ()
         self._weights = weights
         self._followers = Followers([layer.experts for layer in reading.layers])
         self._record: Routing | None = None
+        self._noted: list[Noted] | None = None
         self._call: ListCall | None = None
         self._told_nbytes = 0
         self._lock = threading.RLock()
@@ -117,6 +121,11 @@ class ExpertForwards:
         """From now on tell `routing` what routers choose; None ends that. Of lists of experts that is told by the rows
         that their experts are given; a call in which these are other ones raises InputError."""
         self._record = routing
+
+    def note(self) -> list[Noted]:
+        """A list of what `stats` are now, and from now on are whenever a layer's event is over."""
+        self._noted = [(-1, replace(self.stats))]
+        return self._noted
 
     def close(self) -> None:
         """Put the forwards back, end the threads and give the memory back; again is allowed."""
@@ -236,6 +245,10 @@ class ExpertForwards:
     def _end(self, layer: LayerExperts) -> None:
         """The event is over. Bytes that were read are the module's; what was overwritten is read again."""
         layer.cache.end()
+        if self.first is None and self.stats.events and layer.number == len(self.layers) - 1:
+            self.first = replace(self.stats)
+        if self._noted is not None:
+            self._noted.append((layer.number, replace(self.stats)))
         read, self._told_nbytes = self.stats.read_nbytes - self._told_nbytes, self.stats.read_nbytes
         with self._weights.using:
             self._weights.looked_up_nbytes += read

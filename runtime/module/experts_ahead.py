@@ -8,6 +8,7 @@ late: what would be read is noted at every event, whether it is read or not, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter_ns
 from typing import Protocol
 
 import numpy as np
@@ -114,10 +115,14 @@ class Cached(Protocol):
 
 
 def foresee(followers: Followers, layers: Sequence[Cached], layer: Cached, asked: Sequence[int], most: int) -> None:
-    """`layer` of `layers` was asked for `asked`: begin to read up to `most` experts that the next one will want."""
+    """`layer` of `layers` was asked for `asked`: begin to read up to `most` experts that the next one will want.
+
+    What it takes to foresee them counts in the cache's `decided_ns`, as ranking what is there does.
+    """
     if not most or not asked or len(asked) > layer.cache.slots:
         followers.forget()  # of so many, nothing is learned
         return
+    began = perf_counter_ns()
     followers.judge(layer.number, asked)
     followers.learn(layer.number, asked)
     after = layers[(layer.number + 1) % len(layers)]
@@ -125,5 +130,7 @@ def foresee(followers: Followers, layers: Sequence[Cached], layer: Cached, asked
     first = after.objects([0])[0]
     exchanges = after.cache.exchanges(likely, LEAST_CHANCE)
     followers.guess(after.number, [(e - first, None if v is None else v - first) for e, v in exchanges])
-    if followers.trusted:
-        after.cache.ahead(likely, LEAST_CHANCE, layer.cache.under_way)
+    trusted = followers.trusted
+    layer.cache.stats.decided_ns += perf_counter_ns() - began
+    if trusted:
+        after.cache.exchange(exchanges, layer.cache.under_way)

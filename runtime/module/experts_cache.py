@@ -10,31 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from time import perf_counter_ns
 
+from .experts_stats import ExpertStats
 from .experts_worth import Counts, Worth
-
-
-@dataclass(slots=True)
-class ExpertStats:
-    """What a cache has done: sets that were asked for, experts of them that were here and that had to be loaded, those
-    loaded ahead and those of them that were used; bytes read, time waited for them, and time taken to rank them."""
-
-    events: int = 0
-    hits: int = 0
-    misses: int = 0
-    ahead: int = 0
-    ahead_used: int = 0
-    read_nbytes: int = 0
-    stalled_ns: int = 0
-    decided_ns: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of what was asked for that was here, or on its way."""
-        asked = self.hits + self.misses
-        return self.hits / asked if asked else 0.0
 
 
 class ExpertCache:
@@ -64,9 +43,10 @@ class ExpertCache:
         self._worth = Counts(objects, decay) if worth is None else worth
         self._free = list(range(self.slots))[::-1]
         self._loads: dict[int, Future[None]] = {}  # of experts in slots, until somebody has waited for them
-        self._leaving: dict[int, Future[None]] = {}  # by slot, what may still be writing to it
+        self._writing: dict[int, tuple[Future[None], ...]] = {}  # by slot, what may still be writing to it
         self._ahead: set[int] = set()  # loaded ahead, and not used yet
         self._wanted: dict[int, None] = {}
+        self._told = False
         self._used: set[int] = set()
         self._pending: deque[int] = deque()
         self._current = -1
@@ -80,7 +60,7 @@ class ExpertCache:
         self.stats.events += 1
         if wanted:
             self._forgo(frozenset(wanted))
-        self._wanted = dict.fromkeys(wanted)
+        self._wanted, self._told = dict.fromkeys(wanted), bool(wanted)
         began = perf_counter_ns()
         self._worth.begin()
         for rank, expert in enumerate(wanted):
@@ -134,7 +114,11 @@ class ExpertCache:
 
     def end(self) -> None:
         """The event is over: everything may leave."""
-        self._wanted, self._current = {}, -1
+        if self._wanted and not self._told:  # one of which was not known what it asks for
+            began = perf_counter_ns()
+            self._worth.told(self.wanted)
+            self.stats.decided_ns += perf_counter_ns() - began
+        self._wanted, self._told, self._current = {}, False, -1
         self._used.clear()
         self._pending.clear()
 
@@ -148,7 +132,11 @@ class ExpertCache:
         """Begin to load what will be asked for next with at least this `chance`, in place of what was asked for less
         often than that, the least worth first. What is waited for now has the link first: the loads `after`, which
         were handed to the same pool before."""
-        for expert, victim in self.exchanges(experts, chance):
+        self.exchange(self.exchanges(experts, chance), after)
+
+    def exchange(self, pairs: Sequence[tuple[int, int | None]], after: Sequence[Future[None]] = ()) -> None:
+        """As `ahead`, of what `exchanges` has just said."""
+        for expert, victim in pairs:
             slot = self._free.pop() if victim is None else self._drop(victim)
             self._ahead.add(expert)
             self.stats.ahead += 1
@@ -243,16 +231,17 @@ class ExpertCache:
 
     def _drop(self, expert: int) -> int:
         self._ahead.discard(expert)
-        slot, load = self.slot_of[expert], self._loads.get(expert)
-        if load is not None:
-            self._leaving[slot] = load  # before the slot is free
-        del self.slot_of[expert]
+        slot = self.slot_of.pop(expert)
         self._loads.pop(expert, None)
         return slot
 
     def _start(self, expert: int, slot: int, after: tuple[Future[None], ...] = ()) -> None:
-        """The load is known before its slot: an expert in a slot that has no load is there."""
-        leaving = self._leaving.get(slot)
+        """The load is known before its slot: an expert in a slot that has no load is there.
+
+        It comes after all that may still be writing to the slot, not after the last one alone: that may have been given
+        up before it began, while what it was to wait for is under way.
+        """
+        before = tuple(load for load in self._writing.get(slot, ()) if not load.done())
         begun: Future[None] = Future()
 
         def fill(before: tuple[Future[None], ...]) -> None:
@@ -264,19 +253,17 @@ class ExpertCache:
                     begun.set_result(None)
 
         try:
-            load = self._pool.submit(fill, after if leaving is None else (*after, leaving))
+            load = self._pool.submit(fill, (*after, *before))
+            self._writing[slot] = (*before, load)
             self._loads[expert] = load
             self.slot_of[expert] = slot
         except BaseException:
             # An interrupt, or no thread: it may be in the queue all the same, or already run.
             self.slot_of.pop(expert, None)
-            if not begun.cancel():
-                self._leaving[slot] = begun
+            self._writing[slot] = before if begun.cancel() else (*before, begun)
             self._free.append(slot)
             self._loads.pop(expert, None)
             raise
-        if leaving is not None:
-            del self._leaving[slot]
 
     def _wait(self, expert: int, load: Future[None]) -> None:
         began = 0 if load.done() else perf_counter_ns()

@@ -30,10 +30,11 @@ def true_bits(requests: Requests, capacity: int | Ints) -> Bits:
 def counted_bits(requests: Requests, capacity: int | Ints, *, decay: float = 0.95) -> Bits:
     """Advice from the past: whether the object's decayed count, this use included, is below those that fill the cache.
 
-    The objects of the greatest decayed counts that fit in the capacity together get no bit.
+    The objects of the greatest decayed counts that fit in the capacity together get no bit. A round at which caches are
+    emptied forgets no counts.
     """
     limits = requests.capacities(capacity)
-    return _counted_bits(requests.ids, requests.sizes, limits, requests.resets(), np.float64(decay))
+    return _counted_bits(requests.ids, requests.sizes, limits, np.float64(decay))
 
 
 def replay_advised(requests: Requests, capacity: int | Ints, bits: Bits, *, seed: int = 0) -> Outcome:
@@ -91,15 +92,13 @@ def _true_bits(ids: Any, sizes: Any, limits: Any, begins: Any) -> Any:
 
 
 @compiled
-def _counted_bits(ids: Any, sizes: Any, limits: Any, begins: Any, decay: Any) -> Any:
+def _counted_bits(ids: Any, sizes: Any, limits: Any, decay: Any) -> Any:
     rounds, caches, width = ids.shape
     objects = sizes.shape[1]
     bits = np.zeros((rounds, caches, width), np.bool_)
     for c in range(caches):
         worth = np.zeros(objects, np.float64)
         for t in range(rounds):
-            if begins[t]:
-                worth[:] = 0.0
             worth *= decay
             for k in range(width):
                 if ids[t, c, k] >= 0:

@@ -53,7 +53,8 @@ class Pins:
 def replay_counted(requests: Requests, capacity: int | Ints, policy: Counted, pins: Pins | None = None) -> Outcome:
     """Replay a trace under a counting policy. Raises ValueError for a capacity below a set, or gates that are missing.
 
-    A use without a gate counts 1. Time is O(events x (width + evictions x objects)).
+    A use without a gate counts 1. A round at which caches are emptied forgets no counts. Time is O(events x (width +
+    evictions x objects)).
     """
     if policy.gated and requests.gates is None:
         raise ValueError("the policy ranks by gates, and the requests have none")
@@ -100,10 +101,7 @@ def _replay(ids: Any, sizes: Any, limits: Any, least: Any, begins: Any, weights:
         for t in range(rounds):
             if begins[t]:
                 resident[:] = False
-                worth[:] = 0.0
-                last[:] = -1
                 used = 0
-                scale = 1.0
                 profile = -1
                 pinned[:] = False
             if of_round[t] != profile:

@@ -62,7 +62,8 @@ def _replay(ids: Any, sizes: Any, limits: Any, begins: Any, likely: Any, decay: 
     hits = np.zeros((rounds, caches), np.int32)
     loaded = np.zeros((rounds, caches), np.int64)
     ahead = np.zeros((rounds, caches), np.int64)
-    together = np.zeros((caches, objects, objects), np.float32)
+    counted = 0 if certain else objects
+    together = np.zeros((caches, counted, counted), np.float32)
     seen = np.full((caches, objects), 1e-3, np.float32)
     rate = np.zeros((caches, objects), np.float64)
     resident = np.zeros((caches, objects), np.bool_)
@@ -115,7 +116,7 @@ def _replay(ids: Any, sizes: Any, limits: Any, begins: Any, likely: Any, decay: 
                 last[c, o] = t * width + (width - 1 - k)
                 rate[c, o] += 1.0
                 seen[c, o] += np.float32(1)
-                if row >= 0:
+                if row >= 0 and not certain:
                     for j in range(width):
                         if ids[row, before, j] >= 0:
                             together[c, ids[row, before, j], o] += np.float32(1)

@@ -8,13 +8,15 @@ one for each tier that may hold them.
 The linear relaxation, solved by prices: with lambda_r for a byte of tier r, the items decide apart, each taking what
 costs least, price included, so that sum_i min_o (cost + lambda . bytes) - lambda . capacity is a lower bound for every
 lambda >= 0. The best lambda is the dual optimum of the linear program, and of its solution only as many items as there
-are tiers are split between options. These are rounded, and swaps improve what is left.
+are tiers are split between options. These are rounded, and swaps improve what is left; where no rounding fits, branch
+and bound says whether anything does. A tier is filled up in multiples of the greatest common divisor of what options
+take of it, so with objects of one size no capacity is counted that none of them could use.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,26 +58,50 @@ def place(problem: Placement, *, time_limit_s: float = 10.0) -> Result[NDArray[n
     """Choose an option for each item: int64 [items], within all capacities.
 
     The objective is the total cost, the bound proven. OPTIMAL where both agree to 1e-9 of the bound; else FEASIBLE.
-    INFEASIBLE where the linear relaxation has no solution; UNKNOWN where rounding found none.
+    INFEASIBLE where no choice fits; UNKNOWN where time ran out before that was known.
     """
     began = time.monotonic()
+    given, problem = problem, replace(problem, capacity=_fillable(problem))
     program, where = _program(problem)
     answer = Highs(program).solve(time_limit_s)
     if answer.status is Status.INFEASIBLE:
-        return Result(Status.INFEASIBLE, None, None, None, time.monotonic() - began, "linear program", _excess(problem))
+        return Result(Status.INFEASIBLE, None, None, None, time.monotonic() - began, "linear program", _excess(given))
     if answer.values is None or answer.duals is None:
         return Result(answer.status, None, None, None, time.monotonic() - began, "linear program", answer.detail)
     items = len(problem.costs)
     prices = np.maximum(0.0, -answer.duals[items:]) / _units(problem)
     bound = _bound_at(problem, prices)
     choice = _round(problem, answer.values, where, prices)
-    seconds = time.monotonic() - began
     if choice is None:
-        return Result(Status.UNKNOWN, None, None, bound, seconds, "rounding", "no rounding of the split items fits")
+        status, choice = _searched(problem, program, where, began + time_limit_s)
+        if choice is None:
+            detail = "no choice fits in all tiers at once" if status is Status.INFEASIBLE else "no rounding fits"
+            return Result(status, None, None, bound, time.monotonic() - began, "branch and bound", detail)
     choice = _improve(problem, choice, prices, began + time_limit_s)
     cost = problem.cost(choice)
     status = Status.OPTIMAL if cost - bound <= 1e-9 * max(1.0, abs(bound)) else Status.FEASIBLE
     return Result(status, choice, cost, min(bound, cost), time.monotonic() - began, "prices, rounding and swaps")
+
+
+def _fillable(problem: Placement) -> Ints:
+    """Of each capacity, what sums of bytes that options take can reach."""
+    there = np.isfinite(problem.costs)
+    steps = np.array([np.gcd.reduce(problem.nbytes[there, r]) for r in range(len(problem.capacity))], dtype=np.int64)
+    return np.where(steps > 0, problem.capacity // np.maximum(1, steps) * steps, problem.capacity)
+
+
+def _searched(
+    problem: Placement, program: LinearProgram, where: tuple[Ints, Ints], deadline: float
+) -> tuple[Status, NDArray[np.int64] | None]:
+    """Any choice that fits, by the whole numbers of the program: FEASIBLE; or INFEASIBLE or UNKNOWN, and None."""
+    whole = replace(program, integer=np.ones(len(program.cost), dtype=np.bool_))
+    answer = Highs(whole).solve(deadline - time.monotonic())
+    if answer.values is None:
+        return (Status.INFEASIBLE if answer.status is Status.INFEASIBLE else Status.UNKNOWN), None
+    share = np.zeros(problem.costs.shape)
+    share[where] = answer.values
+    choice = _repair(problem, share.argmax(axis=1).astype(np.int64))  # an engine's tolerance may be bytes too many
+    return (Status.UNKNOWN if choice is None else Status.FEASIBLE), choice
 
 
 def _units(problem: Placement) -> Floats:

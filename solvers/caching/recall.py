@@ -112,7 +112,7 @@ def learn(ids: Any, t: Any, target: Any, span: Any, past: Any, weights: Any, squ
 
 
 @compiled
-def _evict(resident: Any, shadow: Any, guided: Any, mask: Any, key: Any) -> Any:
+def evict(resident: Any, shadow: Any, guided: Any, mask: Any, key: Any) -> Any:
     """What has the least key among what may go, first of all what the guide no longer has."""
     victim = -1
     stray = False
@@ -126,12 +126,12 @@ def _evict(resident: Any, shadow: Any, guided: Any, mask: Any, key: Any) -> Any:
 
 
 @compiled
-def _serve(ids: Any, mask: Any, sizes: Any, limit: Any, resident: Any, used: Any, key: Any, shadow: Any, guided: Any) -> Any:  # fmt: skip  # noqa: E501
+def serve(ids: Any, mask: Any, sizes: Any, limit: Any, resident: Any, used: Any, key: Any, shadow: Any, guided: Any) -> Any:  # fmt: skip  # noqa: E501
     """Look a set up, load what is missing, evict until it fits: hits, loaded size and what is used now."""
     hits, loaded = take_in(ids, sizes, resident)
     used += loaded
     while used > limit:
-        victim = _evict(resident, shadow, guided, mask, key)
+        victim = evict(resident, shadow, guided, mask, key)
         resident[victim] = False
         used -= sizes[victim]
     return hits, loaded, used
@@ -190,8 +190,8 @@ def _replay(ids: Any, sizes: Any, limits: Any, slack: Any, begins: Any, masks: A
             for n in range(cases):
                 limit = limits[n, c]
                 own, shadow = resident[n, c, 1], resident[n, c, 2]
-                _, more, used[n, c, 1] = _serve(ids[t, c], masks[c, :, t], sizes[c], limit, own, used[n, c, 1], key, own, False)  # fmt: skip  # noqa: E501
-                _, lru, used[n, c, 2] = _serve(ids[t, c], masks[c, :, t], sizes[c], limit, shadow, used[n, c, 2], last[c], own, False)  # fmt: skip  # noqa: E501
+                _, more, used[n, c, 1] = serve(ids[t, c], masks[c, :, t], sizes[c], limit, own, used[n, c, 1], key, own, False)  # fmt: skip  # noqa: E501
+                _, lru, used[n, c, 2] = serve(ids[t, c], masks[c, :, t], sizes[c], limit, shadow, used[n, c, 2], last[c], own, False)  # fmt: skip  # noqa: E501
                 since[n, c, 0] += more
                 since[n, c, 1] += lru
                 if since[n, c, guide[n, c]] > since[n, c, 1 - guide[n, c]] + slack[n, c]:
@@ -201,5 +201,5 @@ def _replay(ids: Any, sizes: Any, limits: Any, slack: Any, begins: Any, masks: A
                     since[n, c] = 0  # credit is not saved up: what was good once may become bad
                 leader = resident[n, c, 1 + guide[n, c]]
                 rank = key if guide[n, c] == 0 else last[c]
-                hits[n, t, c], loaded[n, t, c], used[n, c, 0] = _serve(ids[t, c], masks[c, :, t], sizes[c], limit, resident[n, c, 0], used[n, c, 0], rank, leader, True)  # fmt: skip  # noqa: E501
+                hits[n, t, c], loaded[n, t, c], used[n, c, 0] = serve(ids[t, c], masks[c, :, t], sizes[c], limit, resident[n, c, 0], used[n, c, 0], rank, leader, True)  # fmt: skip  # noqa: E501
     return hits, loaded

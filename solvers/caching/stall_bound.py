@@ -8,10 +8,15 @@ l_j what a link brings between the starts of events j-1 and j, and X_j what it h
     minimise    sum of q_j
     subject to  X_j = X_(j-1) + l_j - (what is due at j) >= 0,   l_j <= rate x (d_(j-1) + q_j)   for each link
                 kept in a cache while one of its sets is at work <= its capacity - that set
-                kept in all caches + X_j <= all capacities,      kept below + its X_j <= the capacity below.
+                kept in all caches + X_j <= all capacities
+                kept below + X_j of the link into it - X_j of the link out of it <= the capacity below.
 
-Every timeline with any knowledge of the future satisfies it (transfers may overlap, split and interleave at will), so
-no schedule waits less. First uses must be loaded unless the caches are taken to begin with them (`warm`).
+The last line is what lies below: not what has passed up already, ahead of its use. Every timeline with any knowledge of
+the future satisfies all this (transfers may overlap, split and interleave at will), so no schedule waits less; but over
+two links what a cache gives up and finds below has lain there since its use: a schedule that writes copies down, out of
+the caches, is not of this class. First uses must be loaded unless the caches are taken to begin with them (`warm`).
+Sizes are divided by the largest one, times by what that one takes over the last link, so that tolerances of an engine
+mean as much for bytes as for objects.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ class Links:
 
     load_ns: float
     below_ns: float | None = None
-    below_capacity: int = 0
+    below_capacity: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,8 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Events:
-    """One window, in units of capacity and milliseconds: sizes of intervals, where they start and end, their cache.
+    """One window, in units of the largest object and of its time over the last link: sizes of intervals, where they
+    start and end, their cache.
 
     `start` is -1 where the interval began before the window, and J, the number of events, where it ends after it.
     `due` is what first uses bring at each event.
@@ -125,8 +131,14 @@ def stall_bound(
     caches. With `warm` so is the first; else its first uses must be loaded.
     """
     began = time.monotonic()
-    limits = requests.capacities(capacity)
-    each = np.broadcast_to(np.asarray(compute_ns, dtype=np.float64), (requests.caches,)) / 1e6
+    unit = float(requests.sizes.max(initial=1))
+    # Rounding a quotient may cut off what fits exactly: limits are a little wider than the division says.
+    limits = requests.capacities(capacity) / unit * (1 + 1e-12)
+    below = None
+    if links.below_ns is not None:
+        below = links.load_ns / links.below_ns, links.below_capacity / unit * (1 + 1e-12)
+    time_ns = links.load_ns * unit
+    each = np.broadcast_to(np.asarray(compute_ns, dtype=np.float64), (requests.caches,)) / time_ns
     total, status, windows = 0.0, Status.OPTIMAL, 0
     for low in range(0, requests.rounds, window):
         left = time_limit_s - (time.monotonic() - began)
@@ -135,7 +147,8 @@ def stall_bound(
             status = Status.FEASIBLE
             break
         high = min(low + window, requests.rounds)
-        program = _program(_events(requests, low, high, warm or low > 0), limits, links, np.tile(each, high - low))
+        events = _events(requests, low, high, warm or low > 0, unit)
+        program = _program(events, limits, below, np.tile(each, high - low))
         solver = Highs(program)
         # Any multipliers give a bound: an interior point's do, in a twentieth of the simplex method's time.
         solver.option("solver", "ipm")
@@ -144,12 +157,13 @@ def stall_bound(
         if answer.duals is None:
             status = Status.FEASIBLE
             continue
-        total += max(0.0, safe_bound(program, answer.duals)) * 1e6
+        total += max(0.0, safe_bound(program, answer.duals)) * time_ns
     return StallBound(total, windows, status, time.monotonic() - began)
 
 
-def _events(requests: Requests, low: int, high: int, free: bool) -> _Events:
-    """Intervals between uses of rounds [low, high); `free`: what was not used yet may have been there before."""
+def _events(requests: Requests, low: int, high: int, free: bool, unit: float) -> _Events:
+    """Intervals between uses of rounds [low, high), sizes in `unit`s; `free`: what was not used yet may have been there
+    before."""
     caches = requests.caches
     size: list[float] = []
     cache: list[int] = []
@@ -167,7 +181,7 @@ def _events(requests: Requests, low: int, high: int, free: bool) -> _Events:
             for o in requests.ids[t, c].tolist():
                 if o == NONE:
                     continue
-                units = float(requests.sizes[c, o])
+                units = float(requests.sizes[c, o]) / unit
                 sets[at] += units
                 if (c, o) in last or free:
                     size.append(units)
@@ -182,45 +196,53 @@ def _events(requests: Requests, low: int, high: int, free: bool) -> _Events:
     )
 
 
-def _program(events: _Events, limits: Ints, links: Links, compute_ms: Floats) -> LinearProgram:
+def _program(events: _Events, limits: Floats, below: tuple[float, float] | None, compute: Floats) -> LinearProgram:
     """Columns: e of each interval, q of each event, what each cache keeps around each of its events (A); then for each
-    link l, X and what is kept above it (P) of each event; and f with two links."""
-    n, count = len(events.size), len(compute_ms)
-    two = links.below_ns is not None
+    link l, X and what is kept above it (P) of each event; and f with two links. `below` is the first one's rate against
+    the last one's, and the capacity between them."""
+    n, count = len(events.size), len(compute)
     at_q, at_a = n, n + count
     upper_link = (0, at_q, n + 2 * count)
     at_f = n + 5 * count
-    columns = at_f + (n + 3 * count if two else 0)
+    columns = at_f + (0 if below is None else n + 3 * count)
     rows = _Rows()
     # Nothing is loaded twice by a best schedule: limits that cut nothing off, so that rounding cannot undo the bound.
     most = float(events.size.sum() + events.due.sum()) + 1.0
     col_upper = np.full(columns, most)
     col_upper[:n] = 1.0
-    col_upper[at_q : at_q + count] = most * max(links.load_ns, links.below_ns or 0.0) / 1e6
+    col_upper[at_q : at_q + count] = most if below is None else most * max(1.0, 1.0 / below[0])
     _kept_by_each(rows, events, at_a, len(limits))
     col_upper[at_a : at_a + count] = limits[np.arange(count) % len(limits)] - events.sets
-    _flow(rows, events, upper_link, compute_ms, 1e6 / links.load_ns)
-    _kept_in_all(rows, events, float(limits.sum()), upper_link[2], one=True, less=0)
-    col_upper[upper_link[2] + 2 * count : upper_link[2] + 3 * count] = float(limits.sum())
-    if links.below_ns is not None:
+    _flow(rows, events, upper_link, compute, 1.0)
+    kept = _kept_in_all(rows, events, upper_link[2], less=None)
+    at_x, number = upper_link[2] + count, np.arange(count, dtype=np.int64)
+    total = rows.family(count, -np.inf, float(limits.sum()))
+    rows.add(total + number, kept + number, 1.0)
+    rows.add(total + number, at_x + number, 1.0)
+    col_upper[kept : kept + count] = float(limits.sum())
+    if below is not None:
+        rate, between = below
         col_upper[at_f : at_f + n] = 1.0
         lower_link = (at_f, at_q, at_f + n)
-        _flow(rows, events, lower_link, compute_ms, 1e6 / links.below_ns)
+        _flow(rows, events, lower_link, compute, rate)
         pairs = np.arange(n, dtype=np.int64)
         first = rows.family(n, -np.inf, 0.0)  # f <= e
         rows.add(first + pairs, at_f + pairs, 1.0)
         rows.add(first + pairs, pairs, -1.0)
-        _kept_in_all(rows, events, float(links.below_capacity), lower_link[2], one=False, less=at_f)
-        col_upper[lower_link[2] + 2 * count : lower_link[2] + 3 * count] = float(links.below_capacity)
+        kept = _kept_in_all(rows, events, lower_link[2], less=at_f)
+        held = rows.family(count, -np.inf, between)
+        rows.add(held + number, kept + number, 1.0)
+        rows.add(held + number, lower_link[2] + count + number, 1.0)
+        rows.add(held + number, at_x + number, -1.0)
     cost = np.zeros(columns)
     cost[at_q : at_q + count] = 1.0
     return rows.program(cost, np.zeros(columns), col_upper)
 
 
-def _flow(rows: _Rows, events: _Events, at: tuple[int, int, int], compute_ms: Floats, per_ms: float) -> None:
+def _flow(rows: _Rows, events: _Events, at: tuple[int, int, int], compute: Floats, rate: float) -> None:
     """X_j - X_(j-1) - l_j + sum of s e due at j = -(first uses at j);  l_j - rate q_j <= rate d_(j-1)."""
     at_e, at_q, at_l = at
-    count = len(compute_ms)
+    count = len(compute)
     at_x = at_l + count
     number = np.arange(count, dtype=np.int64)
     first = rows.family(count, -events.due, -events.due)
@@ -228,10 +250,10 @@ def _flow(rows: _Rows, events: _Events, at: tuple[int, int, int], compute_ms: Fl
     rows.add(first + number[1:], at_x + number[:-1], -1.0)
     rows.add(first + number, at_l + number, -1.0)
     rows.add(first + events.end, at_e + np.arange(len(events.size), dtype=np.int64), events.size)
-    earlier = np.concatenate([[0.0], compute_ms[:-1]])
-    limit = rows.family(count, -np.inf, per_ms * earlier)
+    earlier = np.concatenate([[0.0], compute[:-1]])
+    limit = rows.family(count, -np.inf, rate * earlier)
     rows.add(limit + number, at_l + number, 1.0)
-    rows.add(limit + number, at_q + number, -per_ms)
+    rows.add(limit + number, at_q + number, -rate)
 
 
 def _kept_by_each(rows: _Rows, events: _Events, at_a: int, caches: int) -> None:
@@ -250,29 +272,27 @@ def _kept_by_each(rows: _Rows, events: _Events, at_a: int, caches: int) -> None:
     rows.add(first + events.end[spans], spans, -events.size[spans])
 
 
-def _kept_in_all(rows: _Rows, events: _Events, capacity: float, at_l: int, *, one: bool, less: int) -> None:
-    """P_j - P_(j-1) - sum of s w that begins at j + sum of s w that ends at j = 0, and P_j + X_j <= capacity.
+def _kept_in_all(rows: _Rows, events: _Events, at_l: int, *, less: int | None) -> int:
+    """P_j - P_(j-1) - sum of s w that begins at j + sum of s w that ends at j = 0; the first column of P.
 
-    w is 1 - e with `one`, in the caches; else e - f, below them, f at column `less`.
+    w is 1 - e where `less` is None, in the caches; else e - f, below them, f at column `less`.
     """
     count = len(events.sets)
-    at_x, at_p = at_l + count, at_l + 2 * count
+    at_p = at_l + 2 * count
     number = np.arange(count, dtype=np.int64)
     pairs = np.arange(len(events.size), dtype=np.int64)
     begin = np.maximum(events.start, 0)
     net = np.zeros(count)
-    if one:
+    if less is None:
         net += np.bincount(begin, weights=events.size, minlength=count)
         net -= np.bincount(events.end, weights=events.size, minlength=count)
     first = rows.family(count, net, net)
     rows.add(first + number, at_p + number, 1.0)
     rows.add(first + number[1:], at_p + number[:-1], -1.0)
-    sign = 1.0 if one else -1.0
+    sign = 1.0 if less is None else -1.0
     rows.add(first + begin, pairs, sign * events.size)
     rows.add(first + events.end, pairs, -sign * events.size)
-    if not one:
+    if less is not None:
         rows.add(first + begin, less + pairs, events.size)
         rows.add(first + events.end, less + pairs, -events.size)
-    total = rows.family(count, -np.inf, capacity)
-    rows.add(total + number, at_p + number, 1.0)
-    rows.add(total + number, at_x + number, 1.0)
+    return at_p

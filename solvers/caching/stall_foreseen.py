@@ -1,4 +1,9 @@
-"""The replay of `stall` with forecasts in place of knowledge: evictions by `recall`, loads ahead by `attention`."""
+"""The replay of `stall` with forecasts in place of knowledge: evictions by `recall`, loads ahead by `attention`.
+
+**Robust.** LRU on demand runs along in counters: what it would have waited is known. Where a cache has waited `slack`
+fillings longer than that, it follows LRU, and nothing is loaded ahead into it (`lead`); while it does, the scores run
+along, and lead again when LRU has waited so much longer than they would have.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,9 @@ import numpy as np
 
 from ..jit import compiled
 from .attention import WORD, attend, compare, credit, fraction, likeness_unit, masks_of, weight_table
+from .lead import STATE, follow
 from .problem import Ints, Requests
-from .recall import Recall, first_weights, learn
+from .recall import Recall, evict, first_weights, learn, serve
 from .stall import Pace, Stall, bring
 
 
@@ -45,18 +51,9 @@ def stall_foreseen(
         np.float32(policy.target),
         policy.span,
         (float(pace.load_ns), float(pace.compute_ns), pace.warm_rounds),
-        (ahead.depth, float(ahead.likely), float(ahead.margin)),
+        (ahead.depth, float(ahead.likely), float(ahead.margin), float(policy.slack)),
     )
     return Stall(float(found[0]), requests.rounds - pace.warm_rounds, int(found[1]), int(found[2]), int(found[3]))
-
-
-@compiled
-def _least(resident: Any, stamp: Any, now: Any, key: Any) -> Any:
-    victim = -1
-    for o in range(resident.shape[0]):
-        if resident[o] and stamp[o] != now and (victim < 0 or key[o] < key[victim]):
-            victim = o
-    return victim
 
 
 @compiled
@@ -93,7 +90,7 @@ def _replay_foreseen(ids: Any, sizes: Any, limits: Any, begins: Any, masks: Any,
     objects = sizes.shape[1]
     fade, unit, step = knobs
     load_ns, compute_ns, warm = pace
-    depth, likely, margin = plan
+    depth, likely, margin, slack = plan
     traces, features = decays.shape[0], decays.shape[0] + discounts.shape[0]
     likeness = np.zeros(memory, np.uint32)
     futures = np.zeros((caches, discounts.shape[0], memory + 1, objects), np.float32)
@@ -111,12 +108,19 @@ def _replay_foreseen(ids: Any, sizes: Any, limits: Any, begins: Any, masks: Any,
     guess = np.zeros((max(1, depth), objects), np.float32)
     tried = np.zeros((max(1, depth), objects), np.bool_)
     found = np.zeros(4, np.float64)
+    # Of each cache: what the scores on demand and LRU on demand would have, and who leads.
+    shadows = np.zeros((caches, 2, objects), np.bool_)
+    filled = np.zeros((caches, 2), np.int64)
+    lead = np.zeros((caches, STATE), np.float64)
+    last = np.full((caches, objects), -1.0, np.float64)
     for t in range(rounds):
         counted = 1.0 if t >= warm else 0.0
         if begins[t]:
             resident[:] = False
+            shadows[:] = False
             part[:] = -1.0
             used[:] = 0
+            filled[:] = 0
         for c in range(caches):
             best = compare(masks[c], t, fade, unit, likeness)
             credit(ids[:, c], t, discounts, span, futures[c])
@@ -129,6 +133,7 @@ def _replay_foreseen(ids: Any, sizes: Any, limits: Any, begins: Any, masks: Any,
             for k in range(width):
                 if ids[t, c, k] >= 0:
                     stamp[c, ids[t, c, k]] = t
+                    last[c, ids[t, c, k]] = t * width + (width - 1 - k)
                     for j in range(traces):
                         counts[c, j, ids[t, c, k]] += np.float32(1) - decays[j]
             now[:traces] = counts[c]
@@ -138,6 +143,10 @@ def _replay_foreseen(ids: Any, sizes: Any, limits: Any, begins: Any, masks: Any,
                 for j in range(features):
                     value += weights[c, j] * now[j, o]
                 key[c, o] = value / sizes[c, o]
+            mask = masks[c, :, t]
+            _, scored, filled[c, 0] = serve(ids[t, c], mask, sizes[c], limits[c], shadows[c, 0], filled[c, 0], key[c], shadows[c, 0], False)  # fmt: skip  # noqa: E501
+            _, recent, filled[c, 1] = serve(ids[t, c], mask, sizes[c], limits[c], shadows[c, 1], filled[c, 1], last[c], shadows[c, 1], False)  # fmt: skip  # noqa: E501
+            waited = 0.0
             for k in range(width):
                 o = ids[t, c, k]
                 if o < 0:
@@ -148,11 +157,15 @@ def _replay_foreseen(ids: Any, sizes: Any, limits: Any, begins: Any, masks: Any,
                     found[1] += counted * sizes[c, o]
                 if part[c, o] < 0:
                     part[c, o] = sizes[c, o] * load_ns
-                found[0] += counted * part[c, o]
+                waited += part[c, o]
                 part[c, o] = 0.0
                 early[c, o] = False
+            found[0] += counted * waited
+            cost = waited if lead[c, 0] == 0.0 else scored * load_ns
+            guide = np.int64(follow(lead[c], cost, recent * load_ns, slack * limits[c] * load_ns))
             while used[c] > limits[c]:
-                victim = _least(resident[c], stamp[c], t, key[c])
+                rank = key[c] if guide == 0 else last[c]
+                victim = evict(resident[c], shadows[c, 1], guide == 1, mask, rank)
                 found[3] += counted * sizes[c, victim] * early[c, victim]
                 resident[c, victim] = False
                 part[c, victim] = -1.0
@@ -166,6 +179,8 @@ def _replay_foreseen(ids: Any, sizes: Any, limits: Any, begins: Any, masks: Any,
                 n, pick = -1, -1  # the likeliest that is missing; of equals the one needed first
                 for m in range(depth):
                     d = (c + 1 + m) % caches
+                    if lead[d, 0] != 0.0:
+                        continue
                     for o in range(objects):
                         if guess[m, o] < likely or tried[m, o] or (resident[d, o] and part[d, o] == 0.0):
                             continue

@@ -50,14 +50,23 @@ def working_set(histogram: Ints, objects: int) -> float:
     return objects * (1.0 - float(histogram[0]) / total) if total else 0.0
 
 
-def predictability(requests: Requests) -> NDArray[np.float64]:
+def predictability(requests: Requests, *, pairs: bool = True) -> NDArray[np.float64]:
     """How much of each set could be foreseen, by simple rules that learn as they go: float64 [3, caches].
 
     The share of a set's objects among as many guesses. Row 0: the objects used most so far; row 1: the set of the
     round before; row 2: what mostly went with the set of the cache before, in the same round (the last cache of the
-    round before for cache 0), ties by use so far. Nothing is foreseen in the first round.
+    round before for cache 0), ties by use so far. Nothing is foreseen in the first round. Without `pairs` row 2 is not
+    a number, and what it takes to count them (`pairs_nbytes`) is saved.
     """
-    return _predict(requests.ids, requests.objects)
+    found = _predict(requests.ids, requests.objects, pairs)
+    if not pairs:
+        found[2] = np.nan
+    return found
+
+
+def pairs_nbytes(caches: int, objects: int) -> int:
+    """Memory of a count of each pair of objects of two caches that follow one another."""
+    return 4 * caches * objects * objects
 
 
 @compiled
@@ -98,9 +107,10 @@ def _count(ids: Any, objects: Any, begins: Any, m: Any) -> Any:
 
 
 @compiled
-def _predict(ids: Any, objects: Any) -> Any:
+def _predict(ids: Any, objects: Any, pairs: Any) -> Any:
     rounds, caches, width = ids.shape
-    together = np.zeros((caches, objects, objects), np.float32)
+    counted = objects if pairs else 0
+    together = np.zeros((caches, counted, counted), np.float32)
     used = np.zeros((caches, objects), np.float32)
     right = np.zeros((3, caches), np.int64)
     wanted = np.zeros(caches, np.int64)
@@ -117,20 +127,21 @@ def _predict(ids: Any, objects: Any) -> Any:
                 for k in range(width):
                     for j in range(width):
                         right[1, c] += ids[t, c, k] >= 0 and ids[t, c, k] == ids[t - 1, c, j]
-                for o in range(objects):
-                    score[o] = np.float32(1e-6) * used[c, o]
-                for k in range(width):
-                    if ids[row, before, k] >= 0:
-                        seen = max(np.float32(1), used[before, ids[row, before, k]])
-                        for o in range(objects):
-                            score[o] += together[c, ids[row, before, k], o] / seen
-                right[2, c] += _guessed(ids[t, c], score, size)
+                if pairs:
+                    for o in range(objects):
+                        score[o] = np.float32(1e-6) * used[c, o]
+                    for k in range(width):
+                        if ids[row, before, k] >= 0:
+                            seen = max(np.float32(1), used[before, ids[row, before, k]])
+                            for o in range(objects):
+                                score[o] += together[c, ids[row, before, k], o] / seen
+                    right[2, c] += _guessed(ids[t, c], score, size)
             for k in range(width):
                 o = ids[t, c, k]
                 if o < 0:
                     continue
                 used[c, o] += np.float32(1)
-                if row >= 0:
+                if pairs and row >= 0:
                     for j in range(width):
                         if ids[row, before, j] >= 0:
                             together[c, ids[row, before, j], o] += np.float32(1)

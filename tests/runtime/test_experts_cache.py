@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,9 +17,11 @@ from numpy.typing import NDArray
 
 from tensorstow.ir.program import ExpertCaching, ExpertLayer
 from tensorstow.runtime.module.experts_ahead import Followers, foresee
-from tensorstow.runtime.module.experts_cache import ExpertCache, ExpertStats
+from tensorstow.runtime.module.experts_cache import ExpertCache
+from tensorstow.runtime.module.experts_lead import SLACK, Guarded
 from tensorstow.runtime.module.experts_recall import Likeness, make_worths, recall_nbytes
-from tensorstow.runtime.module.experts_worth import Worth
+from tensorstow.runtime.module.experts_stats import ExpertStats
+from tensorstow.runtime.module.experts_worth import Counts, Worth
 from tensorstow.solvers.caching.counted import DECAYED, LRU, replay_counted
 from tensorstow.solvers.caching.problem import Requests
 from tensorstow.solvers.caching.recall import Recall, replay_recall
@@ -78,6 +82,37 @@ def test_a_slot_always_holds_what_was_needed(slots: int, events: Any, ahead: Any
             assert len(set(kept.slot_of.values())) == len(kept.slot_of)
             kept.ahead(more)
         assert kept.stats.hits + kept.stats.misses == asked
+
+
+def test_a_slot_is_not_read_into_while_an_earlier_read_still_writes_there() -> None:
+    """Expert 0 is read ahead into a slot, still; 2 is to come after it there, and is given up before it began. What
+    takes the slot next must wait for 0 all the same."""
+    go = {expert: threading.Event() for expert in range(4)}
+    go[2].set()
+    go[3].set()
+    content, writing, clashes = [-1, -1], [0, 0], list[tuple[int, int]]()
+
+    def load(expert: int, slot: int) -> None:
+        writing[slot] += 1
+        if writing[slot] > 1:
+            clashes.append((expert, slot))
+        assert go[expert].wait(60)
+        content[slot] = expert
+        writing[slot] -= 1
+
+    with ThreadPoolExecutor(2) as pool:
+        kept = ExpertCache(4, 2, load, pool, stats=ExpertStats(), decay=0.95)
+        kept.ahead([0, 1])  # both threads are busy
+        slot = kept.slot_of[0]
+        kept.ahead([2])
+        assert kept.slot_of[2] == slot
+        kept.begin([3])  # not 2, whose read is in the queue
+        assert kept.slot_of == {1: 1 - slot, 3: slot}
+        go[1].set()  # a thread is free
+        threading.Timer(0.1, go[0].set).start()
+        assert content[kept.need(3)] == 3
+    assert content[slot] == 3
+    assert clashes == []
 
 
 def test_what_always_follows_is_read_ahead() -> None:
@@ -150,6 +185,25 @@ def test_recall_is_not_worse_than_recency_where_routing_changes() -> None:
     assert misses <= 1.02 * (ids.size - lru.hits.sum())
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_decayed_counts_give_way_to_recency_where_nothing_else_is_planned(told: bool) -> None:
+    """Favourites out of use keep their slots by their counts; of a list of experts a set is not told at once."""
+    moving = (np.arange(900)[:, None] // 3 + np.array([0, 1, 3])) % 16
+    rows = np.concatenate([np.tile([[2, 6, 9]], (200, 1)), moving]).tolist()
+    misses: list[int] = []
+    for worth in (Guarded(16, 0.999, 6), Counts(16, 0.999), Counts(16, None)):
+        with bare(16, 6, worth=worth) as (kept, content):
+            for row in rows:
+                kept.begin(row if told else ())
+                for expert in sorted(row):
+                    assert content[kept.need(expert)] == expert
+                kept.end()
+            misses.append(kept.stats.misses)
+    guarded, decayed, recent = misses
+    assert decayed > 1.1 * recent
+    assert guarded <= 1.02 * recent + SLACK * 6
+
+
 def test_what_is_forgotten_weighs_nothing_and_takes_no_room() -> None:
     likeness = Likeness([8], 16)
     for k in range(40):
@@ -194,3 +248,21 @@ def test_reading_ahead_stops_where_it_does_not_pay_and_begins_again() -> None:
         assert not any(trusted[110:160])
         assert all(trusted[200:])
         assert second.stats.ahead > 20
+
+
+def test_the_time_to_foresee_is_time_to_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Followers.likely
+
+    def slow(*given: Any) -> list[int]:
+        time.sleep(0.01)
+        return plain(*given)
+
+    monkeypatch.setattr(Followers, "likely", slow)
+    with bare(8, 2) as (first, _), bare(8, 2) as (second, _):
+        layers = [OneLayer(0, first), OneLayer(1, second)]
+        followers = Followers([8, 8])
+        for layer in layers * 3:
+            layer.cache.begin([0, 1])
+            foresee(followers, layers, layer, [0, 1], 2)
+            layer.cache.end()
+        assert first.stats.decided_ns + second.stats.decided_ns >= 6 * 10_000_000

@@ -15,7 +15,7 @@ from tensorstow.solvers.caching.problem import NONE, Ints, Outcome, Requests, ga
 from tensorstow.solvers.caching.recall import Recall, replay_recall
 from tensorstow.solvers.caching.windows import count_windows
 
-from .caching_cases import phrases, random_requests
+from .caching_cases import alternating, phrases, random_requests, turning
 
 
 def plain(requests: Requests, capacity: int, worst: Callable[[int, int, set[int], dict[int, int]], int]) -> int:
@@ -106,6 +106,18 @@ def test_resets_empty_caches_and_hide_what_comes_after() -> None:
     assert next_uses(requests)[1, 0, 0] > 1 << 40
 
 
+def test_what_was_counted_outlives_a_reset() -> None:
+    """Object 0 was used much before the caches were emptied: afterwards, once each, it is still worth more than 1."""
+    ids = np.array([[0], [0], [0], [0], [1], [2], [0]], np.int32)[:, :, None]
+    begins = np.zeros(7, np.bool_)
+    begins[[0, 3]] = True
+    requests = Requests(ids, np.ones((1, 3), np.int64), np.ones(ids.shape, np.float32), begins)
+    for policy in (LFU, DECAYED, GATED):
+        assert replay_counted(requests, 2, policy).hits[-1, 0] == 1, policy
+    assert not counted_bits(requests, 1)[3, 0, 0]  # among all that was ever used
+    assert counted_bits(requests, 1)[4, 0, 0]
+
+
 def test_unequal_sizes_stay_within_bytes() -> None:
     """Experts, whole models and adapters alike: at no time more bytes than the cache holds."""
     rng = np.random.default_rng(3)
@@ -159,19 +171,6 @@ def test_recall_finds_phrases_again() -> None:
     assert gap_closed(recall, lru, belady) > 0.6 > gap_closed(decayed, lru, belady)
 
 
-def turning(kind: str) -> Requests:
-    """A trace whose nature changes half-way: what was learned misleads from then on."""
-    rng = np.random.default_rng(11)
-    first = phrases(3000, 2, caches=1, objects=16).ids
-    if kind == "drift":  # recency alone helps: a window of objects that moves on
-        second = np.array([[(t // 6 + rng.choice(6, 2, replace=False)) % 16] for t in range(3000)], np.int32)
-    elif kind == "shuffled":
-        second = rng.permutation(16)[phrases(3000, 3, caches=1).ids].astype(np.int32)
-    else:
-        second = np.array([[rng.choice(16, 2, replace=False)] for _ in range(3000)], np.int32)
-    return Requests(np.concatenate([first, second]).astype(np.int32), np.ones((1, 16), np.int64))
-
-
 @pytest.mark.parametrize("kind", ["drift", "shuffled", "random"])
 @pytest.mark.parametrize("capacity", [4, 6, 9])
 def test_recall_is_no_worse_than_lru_when_routing_changes(kind: str, capacity: int) -> None:
@@ -179,6 +178,14 @@ def test_recall_is_no_worse_than_lru_when_routing_changes(kind: str, capacity: i
     late = slice(3000, None)
     lru = replay_counted(requests, capacity, LRU).hit_rate(late)
     assert replay_recall(requests, (capacity,))[0].hit_rate(late) >= lru - 0.02
+
+
+@pytest.mark.parametrize("kind", ["drift", "few"])
+@pytest.mark.parametrize("length", [10, 25, 50])
+def test_recall_is_no_worse_than_lru_when_routing_changes_again_and_again(kind: str, length: int) -> None:
+    requests = alternating(kind, length)
+    for capacity, outcome in zip((4, 6, 9), replay_recall(requests, (4, 6, 9)), strict=True):
+        assert outcome.loaded.sum() <= 1.02 * replay_counted(requests, capacity, LRU).loaded.sum()
 
 
 def test_recall_falls_back_when_its_scores_are_wrong() -> None:

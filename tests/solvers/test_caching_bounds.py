@@ -12,12 +12,13 @@ from tensorstow.solvers.caching.counted import DECAYED, LRU, replay_counted
 from tensorstow.solvers.caching.knapsack import Placement, place
 from tensorstow.solvers.caching.offline import replay_belady
 from tensorstow.solvers.caching.problem import NONE, Requests
+from tensorstow.solvers.caching.recall import Recall
 from tensorstow.solvers.caching.stall import Pace, stall_known, stall_on_demand
 from tensorstow.solvers.caching.stall_bound import Links, stall_bound
 from tensorstow.solvers.caching.stall_foreseen import Ahead, stall_foreseen
 from tensorstow.solvers.result import Status
 
-from .caching_cases import phrases, random_requests
+from .caching_cases import phrases, random_requests, turning
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -112,6 +113,28 @@ def test_two_links_wait_longer_than_one() -> None:
     assert slow > roomy > one
 
 
+def test_what_has_passed_up_lies_below_no_more() -> None:
+    """A place for one between the links, and nine to bring in while two events compute: each passes through as soon as
+    it is there, so only the first is waited for."""
+    ids = np.full((3, 1, 9), NONE, np.int32)
+    ids[:2, 0, 0] = 0
+    ids[2, 0] = np.arange(1, 10)
+    requests = Requests(ids, np.ones((1, 10), np.int64))
+    bound = stall_bound(requests, 10, Links(1.0, 1.0, 1), 5.0)
+    assert bound.stall_ns == pytest.approx(1, rel=1e-4)  # pyright: ignore[reportUnknownMemberType]
+
+
+@pytest.mark.parametrize("scale", [1, 12_582_912])
+def test_bytes_are_bounded_as_objects_are(scale: int) -> None:
+    plain = phrases(60, 3)
+    requests = Requests(plain.ids, plain.sizes * scale)
+    for links in (Links(30.0 / scale), Links(30.0 / scale, 90.0 / scale, 12 * scale)):
+        wanted = stall_bound(plain, 4, Links(30.0, links.below_ns and 90.0, 12), 20.0).stall_ns
+        assert wanted > 0
+        found = stall_bound(requests, 4 * scale, links, 20.0).stall_ns
+        assert found == pytest.approx(wanted, rel=1e-3)  # pyright: ignore[reportUnknownMemberType]
+
+
 def test_forecasts_shorten_the_wait() -> None:
     requests = phrases(2500, 6)
     pace = Pace(40.0, 20.0, warm_rounds=500)
@@ -120,6 +143,17 @@ def test_forecasts_shorten_the_wait() -> None:
     ahead = stall_foreseen(requests, 5, pace)
     assert ahead.stall_ns < evictions.stall_ns < lru.stall_ns
     assert evictions.ahead == 0 < ahead.ahead
+
+
+@pytest.mark.parametrize("depth", [0, 24])
+def test_waits_by_forecast_are_not_much_longer_than_by_recency(depth: int) -> None:
+    """Where forecasts are turned upside down, or loads ahead are of what never comes, LRU takes over."""
+    requests, pace, ahead = turning("drift"), Pace(40.0, 20.0), Ahead(depth=depth, likely=0.0, margin=-1.0)
+    lru = stall_on_demand(requests, 6, pace).stall_ns
+    wrong = stall_foreseen(requests, 6, pace, Recall(step=-0.05), ahead).stall_ns
+    bare = stall_foreseen(requests, 6, pace, Recall(step=-0.05, slack=1e9), ahead).stall_ns
+    assert bare > 1.2 * lru
+    assert wrong <= 1.02 * lru + 2 * 2 * 6 * 40.0
 
 
 def test_decayed_loads_at_least_the_bound() -> None:
@@ -150,6 +184,25 @@ def test_placements_fit_and_bounds_hold(seed: int) -> None:
     assert np.all(problem.used(found.solution) <= problem.capacity)
     assert found.bound <= best + 1e-9 <= found.objective + 2e-9
     assert found.objective <= 1.25 * best
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tight_placements_are_found_or_proven_impossible(seed: int) -> None:
+    """Two tiers with hardly more room than the items take."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(20, 60, 6)
+    nbytes = np.zeros((6, 2, 2), np.int64)
+    nbytes[:, 0, 0] = nbytes[:, 1, 1] = sizes
+    room = int(sizes.sum()) + int(rng.integers(0, 6))
+    problem = Placement(rng.random((6, 2)), nbytes, np.array([room // 2, room - room // 2], np.int64))
+    choices = (np.array(c) for c in product(range(2), repeat=6))
+    costs = [problem.cost(c) for c in choices if np.all(problem.used(c) <= problem.capacity)]
+    found = place(problem)
+    assert (found.status is Status.INFEASIBLE) == (not costs)
+    assert (found.solution is not None) == bool(costs)
+    if found.solution is not None and found.bound is not None:
+        assert np.all(problem.used(found.solution) <= problem.capacity)
+        assert found.bound <= min(costs) + 1e-9
 
 
 def test_many_items_come_within_a_thousandth() -> None:
