@@ -40,6 +40,11 @@ class Arena:
         assert 0 <= offset <= offset + nbytes <= self.nbytes, (offset, nbytes, self.nbytes)
         return self._pages.whole[offset : offset + nbytes]
 
+    def keep_from_children(self) -> None:
+        """A child of a fork finds zeros here, where the system can do that: while it lives, nothing that is written
+        here is copied first."""
+        self._pages.keep_from_children()
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from ..ir.errors import ExecutionError, InputError
 from ..ir.program import Program
 from ..ir.threads import fix_threads
+from .drawing import Seeds, draws
 
 _native: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # it has no stub
 
@@ -31,6 +32,8 @@ ENGINE_ERRORS: tuple[type[Exception], ...] = (
     _native.RuntimeException,
 )
 PROVIDERS = ["CPUExecutionProvider"]
+MAPS = -1
+"""Stands for the element type of what has maps for elements, as the results of a classifier may be."""
 
 _MAX_ROOM = (1 << 31) - 1  # what ONNX Runtime's type for it holds
 _workspace_nbytes: int | None = None  # of the allocator; ONNX Runtime has one in a process
@@ -38,10 +41,11 @@ _workspace_nbytes: int | None = None  # of the allocator; ONNX Runtime has one i
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of a kernel. `kind` is 'tensor', 'sequence', 'optional', or 'other'.
+    """An input or output of a kernel. `kind` is 'tensor', 'sequence', 'optional', 'map' (or a sequence of maps), or
+    'other'.
 
-    `element` is ONNX's number of the type of its elements, 0 where unknown. `shape` is None where the model does not
-    fix it.
+    `element` is ONNX's number of the type of its elements, `MAPS` for maps, 0 where unknown. `shape` is None where the
+    model does not fix it.
     """
 
     name: str
@@ -116,23 +120,31 @@ def session_options() -> Any:
 
 
 def load_kernels(program: Program, operators: Mapping[str, str]) -> dict[str, Kernel]:
-    """Kernels by operator id for `operators` (id to type); equal models share one. Raises InputError."""
+    """Kernels by operator id for `operators` (id to type); equal models share one, unless they draw random numbers.
+
+    Raises InputError.
+    """
     options = session_options()
+    seeds = Seeds(op for op, op_type in operators.items() if draws(op, op_type))
     made: dict[str, Kernel] = {}
     found: dict[str, Kernel] = {}
     for op, op_type in operators.items():
         digest = program.kernels.get(op)
         if digest is None or digest not in program.models:
             raise InputError(f"the program has no kernel for operator '{op}'; plan again")
-        if digest not in made:
-            made[digest] = _load(program.models[digest], op, op_type, options)
-        found[op] = made[digest]
+        shared = op if op in seeds else digest
+        if shared not in made:
+            made[shared] = _load(program.models[digest], op, op_type, seeds, options)
+        found[op] = made[shared]
     return found
 
 
-def _load(content: bytes, op: str, op_type: str, options: Any) -> Kernel:
+def _load(content: bytes, op: str, op_type: str, seeds: Seeds, options: Any) -> Kernel:
     try:
-        graph = onnx.load_model_from_string(content).graph
+        model = onnx.load_model_from_string(content)
+        graph = model.graph
+        if seeds.give(op, model, options):
+            content = model.SerializeToString()
         session = ort.InferenceSession(content, options, providers=PROVIDERS)
     except (*ENGINE_ERRORS, DecodeError) as error:
         raise InputError(f"ONNX Runtime has no kernel for operator '{op}' ({op_type}): {error}") from error
@@ -143,6 +155,8 @@ def _load(content: bytes, op: str, op_type: str, options: Any) -> Kernel:
 
 def _port(info: Any) -> Port:
     kind = str(info.type.WhichOneof("value")).removesuffix("_type")
+    if kind == "map" or (kind == "sequence" and info.type.sequence_type.elem_type.HasField("map_type")):
+        return Port(info.name, "map", MAPS, None)
     if kind == "sequence":
         return Port(info.name, kind, int(info.type.sequence_type.elem_type.tensor_type.elem_type), None)
     if kind != "tensor":

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from ..ir.chains import source_of, transfer_waits
+from ..ir.chains import place_among, source_of, transfer_waits
 from ..ir.errors import PlanMismatchError
 from ..ir.graph import Graph
 from ..ir.machine import Link, Machine
 from ..ir.plan import Plan, Transfer
 from .addresses import Addresses
 from .directio import BLOCK, BOUNCE_NBYTES, DirectFile
-from .reading import CRC_NBYTES
+from .filling import Move, cuts
 from .slots import make_slots
-from .tiers import Cancelled, Move, Tiers
+from .tiers import Cancelled, Tiers
 from .transfer import Job
 
 Wait = tuple[str, int, int]  # as in Job.waits
@@ -84,7 +84,7 @@ class Moves:
             position = sizes.get(link.lane, 0)
             sizes[link.lane] = position + 1
             source = None if t.origin == self.plan.home_tier else self._source(t, addresses[t.origin])
-            place = None if t.target == self.plan.home_tier else addresses[t.target].of_transfer(t)
+            place = None if t.target == self.plan.home_tier else self._place(t, addresses[t.target])
             routes.append(Route(index, t, link.lane, position, source, place))
         return routes
 
@@ -94,6 +94,12 @@ class Moves:
     def _source(self, t: Transfer, addresses: Addresses) -> int:
         """Where the bytes of `t` are, as those who say what it waits for see it."""
         held = source_of(self.plan, self.graph, t)
+        return addresses.of_transfer(t) if held is None else held.base + t.lo
+
+    def _place(self, t: Transfer, addresses: Addresses) -> int:
+        """Where the bytes of `t` go, as those who say what waits for it see it."""
+        stays = self.plan.residencies_of.get(t.storage, ())
+        held = place_among(stays, t, self.period, homed=self._homed(t))
         return addresses.of_transfer(t) if held is None else held.base + t.lo
 
     def _check_lanes(self) -> None:
@@ -131,18 +137,15 @@ class Moves:
     def _waits_for_stores(self, route: Route, stores: list[Route]) -> set[Wait]:
         """A load of spilled bytes waits until they are stored."""
         t = route.transfer
-        latest: dict[int, Route] = {}
-        for other in stores:
-            u = other.transfer
-            if u.lo < t.hi and t.lo < u.hi and u.after <= t.after:
-                latest[u.lo] = other
-        stored = sum(min(o.transfer.hi, t.hi) - max(o.transfer.lo, t.lo) for o in latest.values())
+        earlier = [o for o in stores if (o.transfer.after, o.index) < (t.after, route.index)]  # as `ir.chains` has it
+        before = [o for o in earlier if o.transfer.lo < t.hi and t.lo < o.transfer.hi]
+        stored, latest = _last_stored(t, before)
         if stored < t.nbytes:
             raise PlanMismatchError(
                 f"transfer {route.index} loads {t.nbytes} bytes of '{t.storage}' from '{t.origin}' at instant "
                 f"{t.after}, of which {stored} were stored there before; plan again"
             )
-        return {w for other in latest.values() for w in self._wait_for(route, other, 0)}
+        return {w for other in latest for w in self._wait_for(route, other, 0)}
 
     def _waits_at_instant(self, route: Route, due: list[Route]) -> set[Wait]:
         """A transfer waits for the store that makes room for it, and a store for the load of what it stores.
@@ -155,6 +158,8 @@ class Moves:
         for other in due:
             u = other.transfer
             room = not other.inward and u.origin == t.target and _overlap(other.source, u.nbytes, route.place, t.nbytes)
+            if u.storage == t.storage and u.after == t.after and other.index > route.index:
+                room = False  # it takes away what this one brings
             loaded_first = (
                 not route.inward
                 and u.target == t.origin
@@ -233,40 +238,42 @@ class Moves:
         if source is not None and place is not None:
             return tuple(
                 tiers.copy((t.origin, source + lo), (t.target, place + lo), hi - lo, t.after, link)
-                for lo, hi in _cuts(0, t.nbytes, chunk, 0)
+                for lo, hi in cuts(0, t.nbytes, chunk, 0)
             )
         if storage.homed and source is not None:
             return tuple(
                 tiers.store_back(storage, lo, hi, (t.origin, source + lo - t.lo), chunk, t.after, link)
-                for lo, hi in _cuts(t.lo, t.hi, chunk, storage.blob_offset)
+                for lo, hi in cuts(t.lo, t.hi, chunk, storage.blob_offset)
             )
         if storage.homed:
             assert place is not None
-            chunk = -(-chunk // CRC_NBYTES) * CRC_NBYTES
-            return tuple(
-                tiers.load(storage, lo, hi, (t.target, place + lo - t.lo), chunk, t.after, link)
-                for lo, hi in _cuts(t.lo, t.hi, chunk, storage.blob_offset)
-            )
+            return tiers.loads(storage, t.lo, t.hi, (t.target, place), chunk, t.after, link)
         assert scratch is not None
         tier, at = (t.target, place) if source is None else (t.origin, source)
         found: list[Move] = []
         for slot in self.slots[t.storage]:
-            for lo, hi in _cuts(max(slot.lo, t.lo), min(slot.hi, t.hi), chunk, -slot.lo):
+            for lo, hi in cuts(max(slot.lo, t.lo), min(slot.hi, t.hi), chunk, -slot.lo):
                 view = tiers.host(tier, (at or 0) + lo - t.lo, hi - lo)
                 run = _load_spilled if route.inward else _spill
                 found.append(partial(run, scratch, slot.offset + lo - slot.lo, view, chunk))
         return tuple(found)
 
 
+def _last_stored(t: Transfer, stores: list[Route]) -> tuple[int, list[Route]]:
+    """How many bytes of `t` any of `stores` stores, and those of them that store some of these as the last."""
+    edges = sorted({t.lo, t.hi, *(x for o in stores for x in (o.transfer.lo, o.transfer.hi) if t.lo < x < t.hi)})
+    stored, latest = 0, dict[int, Route]()
+    for lo, hi in pairwise(edges):
+        last = next((o for o in reversed(stores) if o.transfer.lo <= lo and hi <= o.transfer.hi), None)
+        if last is not None:
+            stored += hi - lo
+            latest[last.index] = last
+    return stored, list(latest.values())
+
+
 def _overlap(a: int | None, a_nbytes: int, b: int | None, b_nbytes: int) -> bool:
     """Whether two ranges of one arena share bytes; None is none of it."""
     return a is not None and b is not None and a < b + b_nbytes and b < a + a_nbytes
-
-
-def _cuts(lo: int, hi: int, chunk: int, shift: int) -> list[tuple[int, int]]:
-    """[lo, hi) cut where position + `shift` is a multiple of `chunk`."""
-    edges = [lo, *range(lo + chunk - (lo + shift) % chunk, hi, chunk), hi]
-    return list(pairwise(edges)) if lo < hi else []
 
 
 def chunk_nbytes(link: Link | None) -> int:

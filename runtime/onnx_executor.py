@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
@@ -12,6 +13,7 @@ from ..ir.graph import Graph
 from ..ir.machine import Machine
 from ..ir.plan import Plan
 from ..ir.program import Program
+from .alone import Alone, Result
 from .directio import never
 from .endpoints import Checked, Endpoints
 from .kernels import ENGINE_ERRORS, load_kernels, run_error, use_threads, use_workspace
@@ -31,6 +33,7 @@ __all__ = ["OnnxExecutor", "Stats"]
 class OnnxExecutor:
     """A plan made ready: arena, kernels, bindings and transfer threads stand before the first pass.
 
+    Threads may share one: what they ask for is done one after another, and `close` waits for what is under way.
     `store` stays the caller's. `threads` compute (by default what the machine says, else one per physical core; fixed
     for the process by the first executor). Spilled activations go to a nameless file in the folder `scratch` (by
     default the cache). Raises PlanMismatchError or InputError where plan, graph and program do not fit one another,
@@ -55,6 +58,7 @@ class OnnxExecutor:
         self.machine = machine
         self.stats = Stats()
         self.tracing = False
+        self._alone = Alone()
         self._period = len(plan.steps)
         unit = compute_unit(plan, graph, machine)
         self.tier = unit.tier
@@ -71,6 +75,8 @@ class OnnxExecutor:
         memory.open(scratch)
         try:
             self._arena = memory.arena
+            if memory.engine.lanes:  # without any, a child may go on computing
+                self._arena.keep_from_children()
             self._steps = bind_steps(plan, graph, kernels, program.lookups, store, memory.addresses, memory.arena)
         except BaseException:
             self.close()
@@ -94,7 +100,13 @@ class OnnxExecutor:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads, remove the scratch file, give the memory back. Again is allowed; running is not."""
+        """Stop the threads, remove the scratch file, give the memory back, once no pass is under way.
+
+        Again is allowed; running is not.
+        """
+        self._alone.finish(self._release)
+
+    def _release(self) -> None:
         for name in ("_calls", "_steps", "_values", "_last_inputs", "_engine", "_waits"):
             self.__dict__.pop(name, None)  # they hold views of the arena and bindings to it
         self._memory.close()
@@ -106,6 +118,13 @@ class OnnxExecutor:
 
     def load(self) -> int:
         """Bring everything into the state before the first pass; the bytes read for what is resident at instant 0."""
+        return self._do(self._load)
+
+    def _do(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, which no other thread disturbs."""
+        return self._alone.do(work, self._release)
+
+    def _load(self) -> int:
         self._memory.check_open()
         self._ready = False
         self._turn = 0
@@ -121,7 +140,7 @@ class OnnxExecutor:
         Raises InputError for inputs that do not fit, ExecutionError where a kernel or a transfer fails; after one the
         next pass starts afresh.
         """
-        return self._run(inputs, self._observed_steps if self.tracing else self._plain_steps)
+        return self._do(partial(self._run, inputs))
 
     def profile(self, passes: int, inputs: Mapping[str, object] | None = None) -> Profile:
         """Medians over `passes` real passes, as the plan runs them: kernels beside transfers, operands from memory.
@@ -130,12 +149,15 @@ class OnnxExecutor:
         """
         if passes < 1:
             raise InputError(f"a profile takes at least 1 pass, got {passes}")
+        return self._do(partial(self._profile, passes, inputs))
+
+    def _profile(self, passes: int, inputs: Mapping[str, object] | None) -> Profile:
         self._memory.check_open()
         before, self.tracing = self.tracing, True
         taken: list[tuple[Event, ...]] = []
         try:
             for _ in range(passes + 1):
-                self.run(self._some_inputs(inputs))
+                self._run(self._some_inputs(inputs))
                 taken.append(self.stats.events)
         finally:
             self.tracing = before
@@ -147,6 +169,9 @@ class OnnxExecutor:
         Only what is not of floating point (indices, sizes, masks) is moved in time, with the clock stopped: a kernel
         would fail on wrong ones. `inputs` default to the last ones. The next `run` loads again.
         """
+        return self._do(partial(self._compute_only, inputs))
+
+    def _compute_only(self, inputs: Mapping[str, object] | None) -> float:
         self._memory.check_open()
         checked = self._endpoints.check(self._some_inputs(inputs))
         self._ready = False
@@ -174,15 +199,19 @@ class OnnxExecutor:
 
     def io_only(self) -> float:
         """Seconds in which the transfers of one pass run with nothing computed. The next `run` loads again."""
+        return self._do(self._io_only)
+
+    def _io_only(self) -> float:
         self._memory.check_open()
         self._ready = False
         return self._memory.transfers_alone()
 
-    def _run(self, inputs: Mapping[str, object], steps: Callable[[int], None]) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         self._memory.check_open()
+        steps = self._observed_steps if self.tracing else self._plain_steps
         checked = self._endpoints.check(inputs)
         if not self._ready:
-            self.load()
+            self._load()
         self._last_inputs = checked
         engine = self._engine
         watch = Stopwatch(engine, self._totals, tracing=self.tracing)

@@ -1,8 +1,9 @@
-"""Values that no plan can place: strings, sequences, optionals, tensors whose shape depends on data.
+"""Values that no plan can place: strings, sequences, optionals, maps, tensors whose shape depends on data.
 
 They live in ONNX Runtime's own memory from the step that makes them to their last use. Its Python interface makes no
 OrtValue of strings or sequences, so small models make them. It cannot hold an empty optional at all (asking for one
-kills the process): None stands for it, and operators that may see one run on Python values.
+kills the process): None stands for it, and operators that may see one run on Python values. So do those that make or
+take maps, of which it has no OrtValue at all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from onnx import helper
 
 from ..ir.errors import InputError
 from ..ir.graph import Tensor
-from .kernels import PROVIDERS, element_name, session_options
+from .kernels import MAPS, PROVIDERS, element_name, session_options
 from .values import Array, dense_nbytes, from_bytes
 
 _OPSET, _IR_VERSION = 17, 8
@@ -39,12 +40,17 @@ _ELEMENTS = {
 
 
 def to_ort(name: str, value: object, element: int = 0) -> Any:
-    """An OrtValue of an array, of strings, of a list of either; None stays None. Raises InputError.
+    """An OrtValue of an array, of strings, of a list of either; None stays None, and maps stay as they are.
 
-    `element` is the type of a list that is empty.
+    `element` is the type of a list that is empty, `MAPS` where maps are wanted. Raises InputError.
     """
     if value is None:
         return None
+    if element == MAPS:
+        among = cast("list[Any]", value) if isinstance(value, list) else [value]
+        if not all(isinstance(v, dict) for v in among):
+            raise InputError(f"input '{name}' must be a dictionary or a list of them, got {type(value).__name__}")
+        return value
     if isinstance(value, (list, tuple)):
         return _to_sequence(name, [np.asarray(v) for v in cast("Sequence[Any]", value)], element)
     if not isinstance(value, (np.ndarray, np.generic, str)):
@@ -61,7 +67,7 @@ def to_ort(name: str, value: object, element: int = 0) -> Any:
 
 
 def to_python(value: Any) -> Any:
-    """The array, the list of arrays or the None that an opaque tensor holds."""
+    """The array, the list of arrays, the maps or the None that an opaque tensor holds."""
     if not isinstance(value, ort.OrtValue):
         return value
     if value.is_tensor():

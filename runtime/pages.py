@@ -14,7 +14,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-_MADV_POPULATE_WRITE = 23  # <linux/mman.h>, since Linux 5.14; Python has no name for it yet
+# Of <linux/mman.h>; Python has no names for them yet.
+_MADV_WIPEONFORK = 18  # since Linux 4.14
+_MADV_POPULATE_WRITE = 23  # since Linux 5.14
 _HUGE_PAGE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 _MOST_HUGE_NBYTES = 32 << 20  # where a large page is larger than that, there is hardly one to be had
 
@@ -34,11 +36,20 @@ class Pages:
         self._map = mmap.mmap(-1, self.nbytes + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         begin = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._start = -begin % huge if spare else 0
-        if spare:
-            with suppress(OSError):  # a kernel without them
-                self._map.madvise(mmap.MADV_HUGEPAGE, self._start, self.nbytes // huge * huge)
+        if huge:
+            self._advise(self.nbytes // huge * huge)
         self.address = begin + self._start
         self._view: memoryview | None = memoryview(self._map)[self._start : self._start + self.nbytes]
+
+    def _advise(self, whole: int) -> None:
+        """Large pages for the first `whole` bytes, small ones behind: where the system gives large ones to all
+        mappings, the last bytes would else take one more."""
+        end = self._start + whole
+        with suppress(OSError):  # a kernel without them
+            if whole:
+                self._map.madvise(mmap.MADV_HUGEPAGE, self._start, whole)
+            if end < len(self._map):
+                self._map.madvise(mmap.MADV_NOHUGEPAGE, end, len(self._map) - end)
 
     def populate(self) -> None:
         """Make every page resident. Raises OSError where there is too little memory."""
@@ -49,6 +60,18 @@ class Pages:
                 raise
             for page in range(self._start, self._start + self.nbytes, mmap.PAGESIZE):  # a kernel before 5.14
                 self._map[page] = 0
+
+    def keep_from_children(self) -> bool:
+        """A child of a fork finds zeros here, if the system can do that; whether it can.
+
+        Else both have the same pages until one of them writes, and the writer then copies what it writes to: for a
+        place that is filled in each pass, every pass would pay for it as long as a child lives.
+        """
+        try:
+            self._map.madvise(_MADV_WIPEONFORK, self._start, self.nbytes)
+        except OSError:
+            return False
+        return True
 
     @property
     def closed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from ..ir.plan import Plan
 from ..ir.simulate import prefilled
 from .addresses import Addresses
 from .arena import Arena
-from .directio import DirectFile, never
+from .directio import DirectFile
+from .filling import Move, run_together
 from .memory import trim_heap
 from .moves import Moves, Route, chunk_nbytes
 from .reading import WeightReader
-from .tiers import Device, HostHome, Move, Tiers, host_tiers
+from .tiers import Device, HostHome, Tiers, host_tiers
 from .trace import Event
 from .transfer import Engine, Lane
 
@@ -82,6 +84,7 @@ class PlanMemory:
         in_memory = device is not None and home is not None and home.kind is TierKind.DRAM
         self._home = HostHome(plan, graph) if in_memory else None
         self._resources = _Resources()
+        self._process = os.getpid()
         self._finalizer = weakref.finalize(self, self._resources.close)
         self.exact: frozenset[str] = frozenset()
         self.exact_moves: dict[int, list[Move]] = {}
@@ -133,9 +136,14 @@ class PlanMemory:
         return not self._finalizer.alive
 
     def check_open(self) -> None:
-        """ExecutionError after `close`."""
+        """ExecutionError after `close`, and in the child of a fork if anything moves: no thread has come along."""
         if self.closed:
             raise ExecutionError("this executor is closed; open a new one")
+        if self.engine.lanes and os.getpid() != self._process:
+            raise ExecutionError(
+                f"process {os.getpid()} is a child of process {self._process}, which opened this plan, and has none of "
+                "the threads that move its bytes; open the plan in the process that runs it"
+            )
 
     def restart(self, wanted: Callable[[Storage], bool] | None = None) -> int:
         """Bring everything into the state before the first pass, or of homed storages only those that are `wanted`.
@@ -148,12 +156,14 @@ class PlanMemory:
         if wanted is None:
             trim_heap()
         read = 0 if self._home is None else self._home.fill(self.store)
+        fill: list[Move] = []
         for r in prefilled(self.plan, self.graph):
             storage = self.graph.storage[r.storage]
             if wanted is None or wanted(storage):
                 chunk = chunk_nbytes(self.machine.link.get((self.plan.home_tier, r.tier)))
-                self._tiers.load(storage, r.lo, r.hi, (r.tier, r.offset), chunk, None, None)(never)
+                fill += self._tiers.loads(storage, r.lo, r.hi, (r.tier, r.offset), chunk, None, None)
                 read += r.nbytes if self._home is None else 0
+        run_together(fill)
         self._tiers.drop_stages()
         return read
 
@@ -235,6 +245,7 @@ class _Resources:
     device: Device | None = None
     arenas: list[Arena] = field(default_factory=list[Arena])
     pinned: ExitStack = field(default_factory=ExitStack)
+    process: int = field(default_factory=os.getpid)
 
     def take(self, arena: Arena, device: Device | None = None) -> Arena:
         """Keep `arena`, ready for the moves of `device`."""
@@ -247,8 +258,12 @@ class _Resources:
         """Threads first, for they use the others; what is pinned before its memory goes.
 
         Python collects what is forgotten in whatever thread it happens to be. A lane's own, which may hold the lock of
-        all lanes just then, leaves it to one that can wait for it.
+        all lanes just then, leaves it to one that can wait for it. The child of a fork has no threads to end, and what
+        a device has is its parent's; it only lets go of the memory.
         """
+        if os.getpid() != self.process:
+            self._forget()
+            return
         if self.engine is not None and self.engine.runs_here():
             threading.Thread(target=self.close, name="tensorstow closing").start()
             return
@@ -266,3 +281,10 @@ class _Resources:
                 self.device.close()
             for arena in self.arenas:
                 arena.close()
+
+    def _forget(self) -> None:
+        self.engine = self.device = None
+        if self.scratch is not None:
+            self.scratch.close()
+        for arena in self.arenas:
+            arena.close()

@@ -20,7 +20,7 @@ from .opaque import to_ort, to_python
 from .reading import WeightReader
 from .values import Array, dense_nbytes, from_bytes, numpy_type, to_bytes
 
-Values = dict[str, Any]  # what opaque tensors hold: OrtValues, None for an empty optional
+Values = dict[str, Any]  # what opaque tensors hold: OrtValues, maps, None for an empty optional
 
 _VECTOR_NBYTES = 64  # what ONNX Runtime aligns its own tensors to
 
@@ -55,7 +55,8 @@ class OpaqueCall:
         self._outputs = outputs
         self._dead = dead
         self._arena = arena
-        self._on_python_values = any(b.port.kind == "optional" for b in outputs)
+        maps = any(b.port.kind == "map" for b in (*inputs, *outputs))
+        self._on_python_values = maps or any(b.port.kind == "optional" for b in outputs)
 
     def run(self, values: Values) -> None:
         """Run the kernel; take opaque operands from `values`, put opaque results there, drop what is dead."""

@@ -14,11 +14,10 @@ from ..ir.graph import Graph, Storage
 from ..ir.machine import Link
 from ..ir.plan import Plan
 from .arena import Arena
-from .directio import BLOCK, BOUNCE_NBYTES, TransferCancelledError, never
-from .reading import StateKeeper, WeightReader
-
-Cancelled = Callable[[], bool]
-Move = Callable[[Cancelled], None]
+from .directio import BLOCK, BOUNCE_NBYTES, TransferCancelledError
+from .filling import Move, cuts, run_together
+from .lanes import Cancelled
+from .reading import CRC_NBYTES, StateKeeper, WeightReader
 
 
 class Device(Protocol):
@@ -98,8 +97,13 @@ class HostHome:
         """Read everything, unless that was done; the bytes read. Raises ExecutionError where they cannot be."""
         if self.filled:
             return 0
-        for storage in self._storages:
-            load_homed(store, storage, 0, self.view(storage, 0, storage.nbytes), BOUNCE_NBYTES, never)
+        run_together(
+            [
+                partial(load_homed, store, s, lo, self.view(s, lo, hi - lo), BOUNCE_NBYTES)
+                for s in self._storages
+                for lo, hi in cuts(0, s.nbytes, BOUNCE_NBYTES, s.blob_offset)
+            ]
+        )
         self.filled = True
         return sum(s.nbytes for s in self._storages)
 
@@ -147,6 +151,18 @@ class Tiers:
         if after is not None:
             self.device.expect(after)
         return partial(self._load_staged, self.device, storage, lo, hi, offset, chunk, after, link)
+
+    def loads(
+        self, storage: Storage, lo: int, hi: int, to: tuple[str, int], chunk: int, after: int | None, link: Link | None
+    ) -> tuple[Move, ...]:
+        """The same in requests of `chunk` bytes; their ends lie on multiples of it in the blob, where checksums begin
+        and end."""
+        tier, offset = to
+        chunk = -(-chunk // CRC_NBYTES) * CRC_NBYTES
+        return tuple(
+            self.load(storage, begin, end, (tier, offset + begin - lo), chunk, after, link)
+            for begin, end in cuts(lo, hi, chunk, storage.blob_offset)
+        )
 
     def store_back(
         self, storage: Storage, lo: int, hi: int, origin: tuple[str, int], chunk: int, after: int, link: Link

@@ -45,7 +45,10 @@ class Engine:
         self._paused = False
         self._stopped = False
         self._cancel = False
-        self._changed = threading.Condition(threading.Lock())
+        # Held by way of the lock itself: an interrupt between two instructions of the condition's own Python code would
+        # leave it held for ever.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         # Daemons: a script that ends without closing us must not hang.
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"tensorstow {lane.name}", daemon=True)
@@ -73,7 +76,7 @@ class Engine:
         """The computing thread has reached `instant`."""
         self.now = instant
         if instant >= self._wake_at:
-            with self._changed:
+            with self._lock:
                 self._wake_at = _NEVER  # those who still wait set it again
                 self._changed.notify_all()
 
@@ -84,7 +87,7 @@ class Engine:
         begin = perf_counter_ns()
         position = (count - 1) % len(lane.jobs)
         self._check_threads()
-        with self._changed:
+        with self._lock:
             self._sleepers += 1
             try:
                 while lane.done < count:
@@ -99,7 +102,7 @@ class Engine:
 
     def settle(self) -> None:
         """Sleep until nothing moves: all that may start by now is complete, or a failure has stopped it."""
-        with self._changed:
+        with self._lock:
             self._sleepers += 1
             try:
                 lanes = self.lanes.values()
@@ -110,13 +113,13 @@ class Engine:
 
     def skip(self, positions: Mapping[str, frozenset[int]]) -> None:
         """From now on the jobs at these positions of lanes are not run; their numbers are those of complete ones."""
-        with self._changed:
+        with self._lock:
             for name, lane in self.lanes.items():
                 lane.skip = positions.get(name, frozenset())
 
     def forget(self, passes: int) -> bool:
         """Forget what was skipped so many passes ago or earlier; whether anything skipped is remembered."""
-        with self._changed:
+        with self._lock:
             for lane in self.lanes.values():
                 oldest = lane.done - passes * len(lane.jobs)
                 lane.skipped = {number for number in lane.skipped if number >= oldest}
@@ -127,7 +130,7 @@ class Engine:
         job = lane.jobs[number % len(lane.jobs)]
         for request in job.requests:
             request(self._cancelled)
-        with self._changed:
+        with self._lock:
             lane.skipped.discard(number)
             lane.read_nbytes += job.nbytes
 
@@ -163,7 +166,7 @@ class Engine:
         Raises ExecutionError where a thread is gone.
         """
         self._check_threads()
-        with self._changed:
+        with self._lock:
             self._paused = self._cancel = True
             self._changed.notify_all()
             while not self._over and any(lane.busy for lane in self.lanes.values()):
@@ -182,7 +185,7 @@ class Engine:
 
     def close(self) -> None:
         """Give up what is under way and end the threads, of which none may call this; again is allowed."""
-        with self._changed:
+        with self._lock:
             self._stopped = self._cancel = True
             self._changed.notify_all()
         for thread in self._threads:
@@ -194,14 +197,14 @@ class Engine:
             self._serve(lane)
         except BaseException as died:  # noqa: BLE001 - it is raised again, in the computing thread
             traceback.clear_frames(died.__traceback__)
-            with self._changed:
+            with self._lock:
                 self._died = died
                 self._changed.notify_all()
 
     def _serve(self, lane: Lane) -> None:
         """Take requests of a lane in order, and run them."""
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._stopped and not self._may_start(lane):
                     self._changed.wait()
                 if self._stopped:
@@ -226,13 +229,16 @@ class Engine:
         if events is not None and error is None:
             job = lane.jobs[number % len(lane.jobs)]
             events.append(Event(lane.name, job.name, begin, perf_counter_ns(), job.nbytes // len(job.requests)))
-        with self._changed:
+        with self._lock:
             lane.busy -= 1
+            before = lane.done
             if error is None:
                 lane.complete(number)
             elif self._error is None and not self._cancel and not isinstance(error, TransferCancelledError):
                 self._error = error
-            if self._sleepers or self._awaited or error is not None or self._paused:
+            # Nobody waits for a request alone, but while something goes wrong or is given up.
+            awaited = lane.done > before and (self._sleepers or self._awaited)
+            if awaited or error is not None or self._error is not None or self._paused:
                 self._awaited = False  # those who still wait set it again
                 self._changed.notify_all()
 

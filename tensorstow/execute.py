@@ -34,7 +34,10 @@ class RunReport:
     """What a run measured, beside what its plan promised. Seconds are per pass; bytes are those of the passes alone.
 
     `compute_s` and `io_s` are the controls; of a training step the first is the plain step, where it was verified, and
-    there is no second.
+    there is no second. `over_limit` is how many times the slower control a pass takes: the median over blocks of passes
+    of what each makes with the controls behind it; None where experts are read beside them. `peak_rss_nbytes` is the
+    process's peak until the last control, `passes_peak_nbytes` until the first one: what is promised is of passes.
+    `resident_nbytes` is what the process had then, by what lay there.
     """
 
     file: PlanFile
@@ -51,6 +54,9 @@ class RunReport:
     """Of one more pass, where a trace was asked for."""
     experts: dict[str, Any] | None = None
     """Of a plan that caches experts: what these passes hit, missed and read, beside the predicted hit rate."""
+    over_limit: float | None = None
+    passes_peak_nbytes: int | None = None
+    resident_nbytes: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def median_s(self) -> float:
@@ -73,9 +79,12 @@ class RunReport:
             "fixed_nbytes": self.file.fixed_nbytes,
             "promised_peak_nbytes": self.file.promised_peak_nbytes,
             "peak_rss_nbytes": self.peak_rss_nbytes,
+            "passes_peak_nbytes": self.passes_peak_nbytes,
+            "resident_nbytes": self.resident_nbytes,
             "read_nbytes": self.read_nbytes,
             "written_nbytes": self.written_nbytes,
             "limit_s": {"compute": self.compute_s, "io": self.io_s},
+            "over_limit": self.over_limit,
             "verified": None if verified is None else verified.facts(),
             **({} if self.experts is None else {"experts": self.experts}),
         }
@@ -116,7 +125,7 @@ def run_plan(
         measured = _measure(executor, inputs, repeat, progress)
         if recorded is not None:
             recorded.write()
-        experts = run_facts(file, executor)
+        experts = run_facts(file, executor, repeat)
         peak = peak_rss_nbytes()
         events: tuple[Event, ...] = ()
         if trace:
@@ -145,6 +154,9 @@ def run_plan(
         verified=verified,
         events=events,
         experts=experts,
+        over_limit=statistics.median(measured.over_limit) if measured.over_limit and experts is None else None,
+        passes_peak_nbytes=measured.peak_nbytes,
+        resident_nbytes=measured.resident_nbytes,
     )
 
 
@@ -176,13 +188,22 @@ class _Measured:
     passes_s: list[float] = field(default_factory=list[float])
     compute_s: list[float] = field(default_factory=list[float])
     io_s: list[float] = field(default_factory=list[float])
+    over_limit: list[float] = field(default_factory=list[float])
+    peak_nbytes: int = 0
+    resident_nbytes: dict[str, int] = field(default_factory=dict[str, int])
     read_nbytes: int = 0
     written_nbytes: int = 0
     outputs: Arrays = field(default_factory=dict[str, NDArray[Any]])
 
 
 def _measure(executor: Executor, inputs: Arrays, repeat: int, progress: Progress) -> _Measured:
-    """Passes in blocks, each followed by both controls: what the box does meanwhile meets all three alike."""
+    """Passes in blocks, each followed by both controls: what the box does meanwhile meets all three alike.
+
+    The first pass behind a fill is not counted: no lane has begun ahead of it, as each pass does for the next one.
+    """
+    from .moe_recording import running
+    from .runtime.memory import peak_rss_nbytes, resident_nbytes
+
     found = _Measured()
     blocks = min(CONTROLS, repeat)
     for block in range(blocks):
@@ -191,16 +212,26 @@ def _measure(executor: Executor, inputs: Arrays, repeat: int, progress: Progress
         nbytes = executor.load()
         if not block:
             found.load_s, found.load_nbytes = time.perf_counter() - began, nbytes
-        for number in range(block * repeat // blocks, (block + 1) * repeat // blocks):
-            progress("running", number / repeat)
+        if running(executor) is None:  # else what experts did is counted from the very first pass, which stands apart
+            progress("running", block / blocks)
             found.outputs = {}  # two passes' outputs at once would be memory that nobody needs
+            found.outputs = executor.run(inputs)
+        passes = range(block * repeat // blocks, (block + 1) * repeat // blocks)
+        for number in passes:
+            progress("running", number / repeat)
+            found.outputs = {}
             found.outputs = executor.run(inputs)
             found.passes_s.append(executor.stats.seconds)
             found.read_nbytes += executor.stats.read_nbytes
             found.written_nbytes += executor.stats.written_nbytes
+        if not block:
+            found.peak_nbytes, found.resident_nbytes = peak_rss_nbytes(), resident_nbytes()
         progress("running the controls", 0.0)
         found.compute_s.append(executor.compute_only())
         found.io_s.append(executor.io_only())
+        limit_s = max(found.compute_s[-1], found.io_s[-1])
+        if limit_s > 0:
+            found.over_limit.append(statistics.median(found.passes_s[-len(passes) :]) / limit_s)
     return found
 
 
@@ -242,9 +273,21 @@ def random_inputs(file: PlanFile, seed: int = 0) -> Arrays:
 
 
 def write_outputs(path: Path, outputs: Mapping[str, NDArray[Any]]) -> None:
-    """Write outputs by name to an .npz file, whole or not at all."""
+    """Write outputs by name to an .npz file, whole or not at all. Raises InputError for what such a file does not hold,
+    sequences and maps."""
+    arrays = {name: _storable(name, value) for name, value in outputs.items()}
     try:
         with atomic_file(path) as file:
-            np.savez(file, allow_pickle=False, **dict(outputs))
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise InputError(f"cannot write the outputs to {path}: {error.strerror}") from error
+
+
+def _storable(name: str, value: object) -> NDArray[Any]:
+    if not isinstance(value, np.ndarray):
+        raise InputError(
+            f"output '{name}' is a {type(value).__name__} and no array, which an .npz file does not hold; leave out "
+            "--output, or run the plan from Python"
+        )
+    array: NDArray[Any] = value
+    return array.astype(np.str_) if array.dtype.kind == "O" else array  # text

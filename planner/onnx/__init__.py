@@ -5,5 +5,16 @@ from .lookup import apply_lookups, tables
 from .lower import Lowered, lower_onnx
 from .split import split
 from .split_axis import SplitAxis, splittable
+from .uncounted import uncounted
 
-__all__ = ["Lowered", "SplitAxis", "apply_lookups", "lower_onnx", "model_source", "split", "splittable", "tables"]
+__all__ = [
+    "Lowered",
+    "SplitAxis",
+    "apply_lookups",
+    "lower_onnx",
+    "model_source",
+    "split",
+    "splittable",
+    "tables",
+    "uncounted",
+]

@@ -66,6 +66,15 @@ def check_unique_values(model: ModelProto) -> None:
         defined.add(name)
 
 
+def nodes_inside(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes of the nested graphs of a node, and of theirs."""
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graph.node:
+                yield inner
+                yield from nodes_inside(inner)
+
+
 def names_used_inside(node: NodeProto) -> Iterator[str]:
     """Names that the nested graphs of a node mention, their own values included."""
     for attribute in node.attribute:

@@ -14,14 +14,15 @@ from onnx.inliner import inline_local_functions
 
 from ...ir.errors import InputError
 from ...ir.graph import Graph, Operator, Storage, StorageKind, Tensor
+from ...ir.operators import is_random
 from ...ir.paths import cache_dir
 from ...ir.program import BlobSource, Program
-from ..costs import onnx_cost
+from .bodies import cost_with_bodies
 from .dims import set_dims
 from .infer import Inference
-from .kernels import Site, Surroundings, digest, embed_parameters, make_site, node_forms, serialised, typed
+from .kernels import Site, Surroundings, digest, embed_parameters, make_site, serialised, typed
 from .layout import Layout, Product, as_gemm, choose_layout
-from .lift import LiftedWeight, check_unique_values, lift, names_used_inside
+from .lift import LiftedWeight, check_unique_values, lift, names_used_inside, nodes_inside
 from .load import LoadedModel, dense_of, load_model, source_of, tensor_bytes
 from .optimise import optimised
 from .types import OPAQUE, Value, tensor_nbytes, tensor_value, value_of_type
@@ -149,13 +150,16 @@ class _Lowering:
 
     def _output(self, name: str) -> str:
         """The tensor that is the graph's output `name`; inputs and constants are copied to one of their own."""
-        tensor = self._tensor(name)
-        kind = self.storages[tensor.storage].kind if tensor.storage is not None else None
-        if name not in self.input_names and kind not in (StorageKind.INPUT, StorageKind.WEIGHT):
-            return name
+        text = name in self.constants and not self.values[name].planned  # no bytes of a store: its kernel holds it
+        if not text:
+            tensor = self._tensor(name)
+            kind = self.storages[tensor.storage].kind if tensor.storage is not None else None
+            if name not in self.input_names and kind not in (StorageKind.INPUT, StorageKind.WEIGHT):
+                return name
         copy = _unique(f"{name}:copy", self.values)
         node = onnx.helper.make_node("Identity", [name], [copy], name=f"copy {name}")
-        site = make_site(node, self.values, {}, self.around, embed_parameters)
+        constants = self.constants if text else {}
+        site = make_site(node, self.values, constants, self.around, embed_parameters)
         self.values[copy] = self.values[name]
         call = _Call(node, site, (self.values[name],))
         self._add_operator(self._operator_id(node, len(self.operators)), call, call.outputs)
@@ -173,10 +177,10 @@ class _Lowering:
         self.kernels[op_id] = digest(content)
         self.models[self.kernels[op_id]] = content
         node = model.graph.node[0]
-        cost = onnx_cost(node, *node_forms(model))
+        cost = cost_with_bodies(model, self.inference, self.around)
         self.operators[op_id] = Operator(
             id=op_id,
-            op_type=node.op_type,
+            op_type=_op_type(node),
             inputs=site.inputs,
             outputs=site.outputs,
             cost_class=cost.cost_class,
@@ -235,6 +239,12 @@ class _Lowering:
                 transposed=name in self.transposed,
             )
         )
+
+
+def _op_type(node: NodeProto) -> str:
+    """The node's, marked where something in its bodies draws random numbers, which the type alone does not say."""
+    inside = any(is_random(Operator("", inner.op_type, (), ())) for inner in nodes_inside(node))
+    return f"random:{node.op_type}" if inside else node.op_type
 
 
 def _unique(name: str, taken: Mapping[str, object]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from tensorstow.ir.errors import ExecutionError
+from tensorstow.runtime import transfer
 from tensorstow.runtime.directio import TransferCancelledError
 from tensorstow.runtime.lanes import Cancelled, Job
 from tensorstow.runtime.transfer import Engine
@@ -193,3 +195,52 @@ def test_whoever_waits_is_told_that_the_engine_was_closed() -> None:
     with pytest.raises(ExecutionError, match="closed"):
         engine.wait(engine.lanes["in"], 2)
     closing.join()
+
+
+def test_who_waits_for_a_job_is_woken_when_it_is_complete_and_not_before() -> None:
+    waiting = threading.Event()
+
+    def move(_: Cancelled) -> None:
+        waiting.wait(5)
+
+    engine = Engine({"in": [Job("a", 8, 0, (move,) * 8), Job("b", 8, 0, (move,) * 8)]}, period=1)
+    changed, woken = engine._changed, list[int]()  # pyright: ignore[reportPrivateUsage]
+    notify_all = changed.notify_all
+    engine.arrive(0)
+    waiter = threading.Thread(target=engine.wait, args=(engine.lanes["in"], 2))
+    waiter.start()
+    assert _soon(lambda: engine._sleepers == 1)  # pyright: ignore[reportPrivateUsage]
+
+    def counted() -> None:
+        woken.append(engine.lanes["in"].done)
+        notify_all()
+
+    changed.notify_all = counted
+    waiting.set()
+    waiter.join(5)
+    assert not waiter.is_alive()
+    assert woken in ([1, 2], [2])  # both at once, where the last request of the second was faster
+    engine.close()
+
+
+def test_an_interrupt_on_the_way_into_the_lock_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a lock is taken by Python code, a signal may be handled between its taking and the first line behind it."""
+
+    class Interrupted(threading.Condition):
+        def __enter__(self) -> bool:
+            super().__enter__()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer, "threading", SimpleNamespace(**(vars(threading) | {"Condition": Interrupted})))
+    engine = Engine({"in": [Job("a", 1, 0, (lambda _: None,))]}, period=1)
+
+    def use() -> None:
+        engine.arrive(0)
+        engine.wait(engine.lanes["in"], 1)
+        engine.close()
+
+    user = threading.Thread(target=use, daemon=True)
+    user.start()
+    user.join(5)
+    assert not user.is_alive()
+    assert engine.lanes["in"].done == 1
