@@ -43,7 +43,7 @@ def mapped(folder: Path) -> torch.nn.Module:
     """The model over the page cache."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tensorstow.planner.pytorch.hf import parameters_on_meta
+    from tensorstow.planner.pytorch.on_meta import parameters_on_meta
 
     with parameters_on_meta():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))

@@ -36,6 +36,27 @@ def cache_dir() -> Path:
     return path
 
 
+def unwritable(folder: Path, error: OSError) -> ExecutionError:
+    """The error for a cache in whose `folder` something cannot be made."""
+    return ExecutionError(
+        f"the cache cannot be written: '{folder}': {error.strerror or error}; set TENSORSTOW_CACHE to a folder that "
+        "can be, on a disk with room"
+    )
+
+
+@contextmanager
+def cache_scratch() -> Generator[Path]:
+    """A new folder in the cache, which is removed with what is in it when the block ends. Raises ExecutionError where
+    none can be made."""
+    folder = cache_dir()
+    try:
+        made = tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    with made as name:
+        yield Path(name)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Generator[BinaryIO]:
     """A new binary file that becomes `path` when the block ends well, and disappears when it does not.

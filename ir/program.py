@@ -71,11 +71,17 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The model that a plan was made from: its path, the dimensions that were set, and every file of it."""
+    """The model that a plan was made from: its path, the dimensions that were set, and every file of it.
+
+    `others` are the dimensions of further passes that the plan serves: those of the prompt's, where it is made for a
+    token's. `allow_pickle` says that the weights may be read from a pickle.
+    """
 
     path: str
     dims: dict[str, int]
     files: tuple[SourceFile, ...]
+    others: tuple[dict[str, int], ...] = ()
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,8 @@ class ExpertCaching:
 
     Predicted, on the ground that `rests_on` tells, of a pass in which `tokens` choose together: `hit_rate`; `wait_ns`,
     by layer, in which nothing is computed because experts are being read, a part of the durations of the plan's steps;
-    `read_nbytes` of experts, those read ahead included. However they are cached, a pass reads `least_nbytes` at least,
-    where `traced` says that all this rests on routing as it was recorded.
+    `read_nbytes` of experts, those read ahead included. However they are cached, with what a pass asks of a layer side
+    by side, it reads `least_nbytes` at least, where `traced` says that all this rests on routing as it was recorded.
     """
 
     layers: tuple[ExpertLayer, ...]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..ir.codec import digest, from_json, loads
 from ..ir.errors import ExecutionError, InputError, PlanMismatchError
+from ..ir.paths import unwritable
 from ..ir.program import SourceFile
 from .directio import BLOCK, DirectFile
 from .reading import CRC_NBYTES as CRC_NBYTES
@@ -45,7 +45,7 @@ class Identity:
             ):
                 if then != current:
                     raise PlanMismatchError(
-                        f"weights changed after planning: '{file.path}' had {what} {then}, now {current}; plan again"
+                        f"changed after planning: '{file.path}' had {what} {then}, now {current}; plan again"
                     )
 
 
@@ -90,14 +90,21 @@ class WeightStore(CheckedBlobs):
 
         `identity` is as `identity_of` says. `progress(done, total)` hears of bytes written. Raises PlanMismatchError
         where a source is not as the identity says, InputError where it is too short, ExecutionError where the disk is
-        full or fails. Nothing half made stays. Of several processes that want the same store, one builds.
+        full or fails, or may not be written and has no such store. Nothing half made stays. Of several processes that
+        want the same store, one builds.
         """
         from .store_build import build_store, remove_remains
 
         stated = identity_of(identity)
         stated.check_sources()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        try:
+            lock = _locked(folder)
+        except OSError as error:  # a cache that may only be read: what is whole there needs no lock
+            store = cls._open(program, stated, folder)
+            if store is None:
+                raise unwritable(folder.parent, error) from error
+            return store
+        with lock:
             remove_remains(folder)
             store = cls._open(program, stated, folder)
             if store is not None:
@@ -128,9 +135,14 @@ class WeightStore(CheckedBlobs):
         return cls(folder, index, file)
 
 
-@contextmanager
-def _only_one(folder: Path) -> Generator[None, None, None]:
-    """Hold the lock of `folder`, which ends with the process that holds it."""
-    with open(folder.with_name(f".{folder.name}.lock"), "wb") as lock:
+def _locked(folder: Path) -> BinaryIO:
+    """The lock of `folder`, held until this file is closed, which it is with its process at the latest. Raises
+    OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(folder.with_name(f".{folder.name}.lock"), "wb")  # noqa: SIM115 - the caller's to close
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    except BaseException:
+        lock.close()
+        raise
+    return lock

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.codec import digest, dumps
 from ..ir.errors import ExecutionError, InputError
-from ..ir.paths import write_atomic
+from ..ir.paths import unwritable, write_atomic
 from ..ir.program import BlobSource
 from .directio import BLOCK, DirectFile, allocate, disk_full, free_nbytes
 from .reading import CRC_NBYTES, BlobEntry, HasBlobs
@@ -35,7 +35,10 @@ def remove_remains(folder: Path) -> None:
 
 def build_store(program: HasBlobs, identity: Identity, folder: Path, progress: Progress | None) -> None:
     """Write the store of `program` into a new folder beside `folder` and put it in its place when it is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent))
+    except OSError as error:
+        raise unwritable(folder.parent, error) from error
     _, nbytes = layout(program)
     try:
         with BlobWriter(_new_file(partial / WEIGHTS, nbytes), nbytes, progress) as writer:

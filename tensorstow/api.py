@@ -62,6 +62,7 @@ def plan(
     sparse_ffn: int | None = None,
     max_norm: float | None = None,
     clip_value: float | None = None,
+    allow_pickle: bool = False,
 ) -> PlanFile:
     """A certified plan for a model on `machine` (by default this box).
 
@@ -75,11 +76,14 @@ def plan(
     `optimizer`, of torch.optim over the module's parameters, the update is part of the step. `max_norm` clips all
     gradients of such a step by their norm before, as torch.nn.utils.clip_grad_norm_ does, `clip_value` each element.
     `sparse_ffn` reads of feed-forward layers behind ReLU only the rows of active neurons, and keeps so many of each.
+    `allow_pickle` takes the weights of 'hf:DIR' from a pickle, by PyTorch's restricted unpickler; the plan records it.
     Raises InputError, InfeasibleError and TimeLimitError, each with what to do.
     """
     from .workflow import make_plan
 
-    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer)
+    request = _request(
+        model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer, allow_pickle
+    )
     if max_norm is not None or clip_value is not None:
         from .training import with_clip
 
@@ -114,9 +118,10 @@ def compare(
     time_limits: Mapping[str, float] | None = None,
     workers: int = 0,
     memory_limit_nbytes: int | None = None,
+    allow_pickle: bool = False,
 ) -> Comparison:
-    """Strategies (by default some for the mode) on one model, scored by one simulator against one bound; `loss` and
-    `optimizer` as in `plan`.
+    """Strategies (by default some for the mode) on one model, scored by one simulator against one bound; `loss`,
+    `optimizer` and `allow_pickle` as in `plan`.
 
     Each runs once, with `seed`, or once for each of `seeds`. `time_limits` are seconds by strategy where they differ
     from `time_limit_s`. With `workers` above 0 each run has a process of its own, that many at a time, and
@@ -127,7 +132,9 @@ def compare(
     from .workflow import make_comparison
 
     trials = Trials(seeds or (seed,), dict(time_limits or {}), workers, memory_limit_nbytes)
-    request = _request(model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer)
+    request = _request(
+        model, example_inputs, machine, dims, mode, profile, time_limit_s, seed, engine, loss, optimizer, allow_pickle
+    )
     return make_comparison(request, strategies or default_names(mode), trials=trials)
 
 
@@ -143,10 +150,11 @@ def _request(
     engine: str,
     loss: Callable[[Any], Any] | None,
     optimizer: Any,
+    allow_pickle: bool,
 ) -> Request:
     from .workflow import Request
 
-    found = find_model(model, dims, example_inputs)
+    found = find_model(model, dims, example_inputs, allow_pickle=allow_pickle)
     if mode == "training":
         from .training import training_model
 
@@ -216,7 +224,10 @@ def apply(
 
 
 class Applied:
-    """A planned ONNX model, ready to run inside its memory. A context manager; `close` gives the memory back."""
+    """A planned ONNX model, ready to run inside its memory. A context manager; `close` gives the memory back.
+
+    Threads may share one: their passes run one after another.
+    """
 
     def __init__(self, plan: PlanFile, model: Path | None, threads: int | None) -> None:
         from .executors import open_executor
@@ -236,7 +247,7 @@ class Applied:
     __call__ = run
 
     def close(self) -> None:
-        """Stop the transfers and give the memory back."""
+        """Stop the transfers and give the memory back, when the pass that runs is over."""
         self._executor.close()
 
     def __enter__(self) -> Applied:

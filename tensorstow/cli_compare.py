@@ -9,6 +9,7 @@ import typer
 
 from . import console
 from .cli_options import (
+    AllowPickle,
     Dims,
     Engine,
     Json,
@@ -52,6 +53,7 @@ def compare(
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="Run each strategy with each of these.")] = None,
     repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Run each this often: seeds from --seed on.")] = 1,
     engine: Engine = "auto",
+    allow_pickle: AllowPickle = False,
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Runs at once, a process each; 0: in this process.")
     ] = 1,
@@ -83,7 +85,9 @@ def compare(
     check_output(html)
     memory = None if memory_limit is None else parse_size(memory_limit)
     trials = Trials(_seeds(seed, seeds, repeat), _limits(limits), workers, memory)
-    request = make_request(model, machine, tier, dim, mode, profile, time_limit, seed, engine)
+    request = make_request(
+        model, machine, tier, dim, mode, profile, time_limit, seed, engine, allow_pickle=allow_pickle
+    )
     chosen = chosen_names(names, mode)
     if sweep is not None:
         _sweep(request, sweep, chosen, trials, html, as_json=as_json, markdown=markdown)

@@ -58,7 +58,15 @@ Profile = Annotated[bool, typer.Option("--profile", help="Measure every operator
 TimeLimit = Annotated[float, typer.Option("--time-limit", metavar="S", min=0.1, help="Seconds the solver may take.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of what is random.")]
 Engine = Annotated[
-    str, typer.Option(help="What solves linear and integer programs: auto, highs, glop, cbc, cpsat.", metavar="NAME")
+    str,
+    typer.Option(
+        help="What solves linear and integer programs: auto, highs, glop, cbc, cpsat. HiGHS does what it cannot, and "
+        "the programs that choose what is computed again.",
+        metavar="NAME",
+    ),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Take weights of hf:DIR from a pickle too, which you trust.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout.")]
 ProcessLimit = Annotated[
@@ -111,20 +119,22 @@ def make_request(
     seed: int,
     engine: str,
     new: int | None = None,
+    allow_pickle: bool = False,
 ) -> Any:
     from .hosts import get_machine
     from .workflow import Request
 
     sizes = {name: parse_size(size) for name, size in pairs(tiers, "tier").items()}
     found = get_machine(machine, progress=console.progress).with_capacity(sizes)
-    return Request(_model(model, dims_of(dims), mode, new), found, mode, profile, time_limit, seed, engine)
+    chosen = _model(model, dims_of(dims), mode, new, allow_pickle)
+    return Request(chosen, found, mode, profile, time_limit, seed, engine)
 
 
-def _model(model: str, dims: dict[str, int], mode: str, new: int | None) -> Any:
+def _model(model: str, dims: dict[str, int], mode: str, new: int | None, allow_pickle: bool) -> Any:
     if new is None:
         from .models import find_model
 
-        found = find_model(model, dims)
+        found = find_model(model, dims, allow_pickle=allow_pickle)
         if mode != "training":
             return found
         from .training import training_model
@@ -132,4 +142,4 @@ def _model(model: str, dims: dict[str, int], mode: str, new: int | None) -> Any:
         return training_model(found)
     from .generation import generating
 
-    return generating(model, dims, new)
+    return generating(model, dims, new, allow_pickle=allow_pickle)

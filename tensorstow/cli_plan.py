@@ -10,6 +10,7 @@ import typer
 
 from . import console, report
 from .cli_options import (
+    AllowPickle,
     Dims,
     Engine,
     Json,
@@ -79,6 +80,7 @@ def plan(
     routing: Routing = None,
     clip_norm: ClipNorm = None,
     clip_value: ClipValue = None,
+    allow_pickle: AllowPickle = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write the plan; `run` and `show` read it."),
@@ -89,7 +91,7 @@ def plan(
     from .workflow import limit_process, make_plan
 
     check_output(output)
-    request = make_request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new)
+    request = make_request(model, machine, tier, dim, mode, profile, time_limit, seed, engine, new, allow_pickle)
     request = replace(request, model=_with_choices(request.model, sparse_ffn, routing, clip_norm, clip_value))
     if process_limit is not None:
         planned = limit_process(request, parse_size(process_limit), strategy, console.progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
@@ -16,7 +15,7 @@ from .hosts import Progress, require_host, silent
 from .ir.codec import digest, to_json
 from .ir.errors import ExecutionError, InputError, PlanMismatchError, TensorstowError
 from .ir.files import PlanFile, read_plan, write_plan
-from .ir.paths import cache_dir
+from .ir.paths import cache_dir, cache_scratch
 from .ir.program import ModelSource, Program
 from .needs import require_torch
 
@@ -197,8 +196,8 @@ def measure_fixed(file: PlanFile) -> int:
     Measured in a process of its own, which does as `run` does, on zeros for weights; where a kernel dies of those, in
     one that stops before the first pass.
     """
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
-        path = Path(folder) / "plan.json"
+    with cache_scratch() as folder:
+        path = folder / "plan.json"
         write_plan(file, path)
         command = [sys.executable, "-m", "tensorstow", "run", str(path), "--json", "--fixed"]
         done = subprocess.run([*command, "rehearsed"], capture_output=True, text=True, check=False)

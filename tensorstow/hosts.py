@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from .ir.errors import InputError, PlanMismatchError
 from .ir.machine import Machine, TierKind
+from .ir.paths import unwritable
 from .ir.profiles import load_machine
 from .needs import require_torch
 
@@ -29,7 +31,6 @@ def get_machine(name: str, *, progress: Progress = silent) -> Machine:
         return _cuda_machine(progress)
     if name != "host":
         return load_machine(name)
-    from .ir.profiles import write_machine
     from .runtime.calibrate import calibrate, host_fingerprint, host_profile_path
 
     path = host_profile_path()
@@ -38,13 +39,22 @@ def get_machine(name: str, *, progress: Progress = silent) -> Machine:
         if machine.fingerprint == host_fingerprint():
             return machine
     machine = calibrate(progress=progress, quick=True)
-    write_machine(machine, path)
+    _keep(machine, path)
     return machine
+
+
+def _keep(machine: Machine, path: Path) -> None:
+    """Write what was measured into the cache. Raises ExecutionError."""
+    from .ir.profiles import write_machine
+
+    try:
+        write_machine(machine, path)
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
 
 
 def _cuda_machine(progress: Progress) -> Machine:
     require_torch(f"machine '{CUDA}'")
-    from .ir.profiles import write_machine
     from .runtime import torch_calibrate as cuda
     from .runtime.calibrate import host_fingerprint
     from .runtime.module.devices import no_cuda
@@ -58,7 +68,7 @@ def _cuda_machine(progress: Progress) -> Machine:
         if machine.fingerprint == fingerprint:
             return machine
     machine = cuda.calibrate_cuda(get_machine("host", progress=progress), fingerprint, progress=progress)
-    write_machine(machine, path)
+    _keep(machine, path)
     return machine
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from .hosts import Progress, require_host, silent
 from .ir.codec import digest, to_json
-from .ir.errors import InputError
+from .ir.errors import InputError, PlanMismatchError
 from .ir.files import PlanFile
-from .ir.paths import cache_dir
-from .ir.program import ModuleProgram
+from .ir.paths import cache_dir, cache_scratch, unwritable
+from .ir.program import ModelSource, ModuleProgram
 from .module_arrays import arrays, fresh_inputs, on_device
 from .modules import ModuleModel, module_from_entry
 from .planner.entry import HF
@@ -35,7 +34,7 @@ def apply_module(file: PlanFile, model: object = None, *, threads: int | None = 
 
     require_host(file.machine)
     if model is None or isinstance(model, (str, Path)):
-        made = remake(file, None if model is None else Path(model))
+        made = _made_to_run(file, None if model is None else Path(model))
     else:
         made = module_in_memory(model, {}, ())
     executor = _executor(file, made, threads, silent)
@@ -55,11 +54,10 @@ def remake(file: PlanFile, moved: Path | None = None) -> ModuleModel:
             "the plan is for a module in memory; ts.apply(plan, module) runs it. What the command line runs is planned "
             "from hf:DIR or file.py:callable"
         )
-    if moved is None:
-        return module_from_entry(program.entry, source.dims)
-    if program.entry.startswith(HF):
-        return module_from_entry(f"{HF}{moved}", source.dims)
-    return module_from_entry(f"{moved}:{program.entry.rpartition(':')[2]}", source.dims)
+    entry = program.entry
+    if moved is not None:
+        entry = f"{HF}{str(moved).removeprefix(HF)}" if entry.startswith(HF) else f"{moved}:{entry.rpartition(':')[2]}"
+    return module_from_entry(entry, source.dims, allow_pickle=source.allow_pickle)
 
 
 def _program(file: PlanFile) -> ModuleProgram:
@@ -71,8 +69,23 @@ def open_module(
     file: PlanFile, model: Path | None, *, threads: int | None = None, progress: Progress = silent
 ) -> ModuleRunner:
     """An executor of arrays for a plan file of a module; `model` says where it lies if it moved."""
-    made = remake(file, model)
+    made = _made_to_run(file, model)
     return ModuleRunner(_executor(file, made, threads, progress), made)
+
+
+def _made_to_run(file: PlanFile, moved: Path | None) -> ModuleModel:
+    """The module of a plan file, and its weights as they were when it was planned, or those at `moved`, whatever they
+    are. Raises PlanMismatchError where a file of the planned directory is another one now."""
+    from .runtime.store import Identity
+
+    source = file.source
+    if moved is None and source is not None and source.path.startswith(HF):
+        try:
+            Identity("", source.files).check_sources()
+        except PlanMismatchError as error:
+            where = source.path.removeprefix(HF)
+            raise PlanMismatchError(f"{error}, or give --model {where} to run what is there") from error
+    return remake(file, moved)
 
 
 def _executor(
@@ -84,14 +97,19 @@ def _executor(
 
     from .moe_runs import install_experts
     from .planner.pytorch.binding import kept_names
-    from .planner.pytorch.hf import fill_kept
+    from .planner.pytorch.hf import fill_kept, zero_kept
+    from .planner.pytorch.rebinding import rebind, without_files
     from .runtime.module.executor import ModuleExecutor
     from .sparse_rows import install_rows
 
     program, graph = _program(file), file.graph
     if made.matched is not None:
-        program = _moved(program, made)
+        program = rebind(graph, program, made.matched)
         fill_kept(made.module, made.matched, kept_names(made.module, program))
+    elif hollow is not None:
+        zero_kept(made.module, kept_names(made.module, program))
+    else:
+        program = without_files(graph, program)
     threads = threads or file.machine.units[0].threads or None
     if hollow is not None and not program.direct:
         from .rehearse import hollow_store
@@ -115,6 +133,10 @@ def _executor(
     return executor
 
 
+def _from_directory(made: ModuleModel) -> bool:
+    return (made.entry or "").startswith(HF)
+
+
 def _close_unused(store: WeightReader) -> None:
     """Close a store that no executor has taken; what it holds of a module in memory goes back there."""
     from .runtime.reading import Lender
@@ -126,26 +148,16 @@ def _close_unused(store: WeightReader) -> None:
         store.close()
 
 
-def _moved(program: ModuleProgram, made: ModuleModel) -> ModuleProgram:
-    """The program with its files where they are now: those of the same names in the directory of `made`."""
-    assert made.matched is not None
-    here = {Path(f.path).name: f.path for f in made.matched.files.files}
-    blobs = tuple(
-        replace(
-            b,
-            path=None if b.path is None else here.get(Path(b.path).name, b.path),
-            pieces=tuple(replace(p, path=here.get(Path(p.path).name, p.path)) for p in b.pieces),
-        )
-        for b in program.blobs
-    )
-    return replace(program, blobs=blobs)
-
-
 def _open_store(file: PlanFile, program: ModuleProgram, made: ModuleModel, progress: Progress) -> WeightReader:
     from .runtime.module.store_memory import store_module
     from .runtime.store import WeightStore
     from .runtime.store_files import FileStore
 
+    if made.matched is None and _from_directory(made):
+        raise InputError(
+            f"'{(made.entry or '').removeprefix(HF)}' holds no weights, only a config: what was planned from it can be "
+            "shown; put them there, or say with --model where they are"
+        )
     if made.matched is None:
         return store_module(program, file.graph, made.module, progress=_repacking(progress))
     files = made.matched.files.files
@@ -166,9 +178,10 @@ def _repacking(progress: Progress) -> Callable[[int, int], None]:
 class ModuleRunner:
     """A module's executor as `run` and `verify` see it: arrays by name to arrays by name."""
 
-    def __init__(self, executor: ModuleExecutor, made: ModuleModel) -> None:
+    def __init__(self, executor: ModuleExecutor, made: ModuleModel, source: ModelSource | None = None) -> None:
         self.executor = executor
         self.made = made
+        self._source = source
 
     @property
     def stats(self) -> Stats:
@@ -188,6 +201,21 @@ class ModuleRunner:
         """One pass; inputs that are not given are the example's."""
         args, kwargs = self._inputs(inputs)
         return arrays(self.executor.run(*args, **kwargs))
+
+    def take_all(self) -> None:
+        """Take all the memory now that else comes with what the inputs ask for."""
+        if self.executor.rows is not None:
+            self.executor.rows.touch()
+
+    def run_others(self) -> None:
+        """One pass of each further kind that the plan serves: of the prompt, where it is made for a token's."""
+        from .modules import with_sizes
+
+        own, source = self.made, self._source
+        for dims in () if source is None else source.others:
+            self.made = with_sizes(own, dims)
+            self.run({})
+        self.made = own
 
     def _inputs(self, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Fresh ones, where the module computes."""
@@ -222,17 +250,21 @@ class ModuleRunner:
 def hollow_runner(file: PlanFile) -> Generator[ModuleRunner]:
     """An executor as `run` would have it on files of zeros, which take no room on the disk.
 
-    A module without files is made as it is: its weights exist before the plan has a say.
+    A module without files is made as it is: its weights exist before the plan has a say. Of a directory without
+    weights all are zeros.
     """
     made = remake(file)
-    if made.matched is None:
+    if made.matched is None and not _from_directory(made):
         with ModuleRunner(_executor(file, made, None, silent), made) as runner:
             yield runner
         return
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
-        hollow = replace(made, matched=_hollow(made, Path(folder)))
-        with ModuleRunner(_executor(file, hollow, None, silent, Path(folder)), hollow) as runner:
-            yield runner
+    with cache_scratch() as folder, _hollow_runner(file, made, folder) as runner:
+        yield runner
+
+
+def _hollow_runner(file: PlanFile, made: ModuleModel, folder: Path) -> ModuleRunner:
+    hollow = made if made.matched is None else replace(made, matched=_hollow(made, folder))
+    return ModuleRunner(_executor(file, hollow, None, silent, folder), hollow, file.source)
 
 
 def _hollow(made: ModuleModel, folder: Path) -> Any:
@@ -244,8 +276,11 @@ def _hollow(made: ModuleModel, folder: Path) -> Any:
     moved: dict[str, Path] = {}
     for file in matched.files.files:
         moved[file.path] = folder / Path(file.path).name
-        with moved[file.path].open("wb") as hole:
-            hole.truncate(file.nbytes)
+        try:
+            with moved[file.path].open("wb") as hole:
+                hole.truncate(file.nbytes)
+        except OSError as error:
+            raise unwritable(folder, error) from error
     tensors = {
         name: replace(t, pieces=tuple(replace(p, path=str(moved[p.path])) for p in t.pieces))
         for name, t in matched.tensors.items()

@@ -12,7 +12,8 @@ from .hosts import Progress, on_processor, silent
 from .ir.errors import InputError
 from .ir.machine import Machine, TierKind
 from .ir.program import ModelSource, ModuleProgram, SourceFile
-from .models import Lowered
+from .models import Lowered, refuse_pickle
+from .module_times import measured_here
 from .planner.entry import HF, Directory, as_call, make, parse_entry
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 SETTLING = 8
 """Rounds in which the smallest budget is looked for; the third one mostly is the last."""
-MEASURED_S = 20.0
-"""Seconds that measuring a model's operators may take; each distinct one is measured once on a box."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class ModuleModel:
     """A module with example inputs. `entry` names what makes it again, None for one in memory; `matched` are the files
     of its weights, `origin` the files it came from; `loss` and `optimizer` what its callable gave for training. With
     `sparse_rows` only the rows of active neurons are read (`sparse_rows.py`). `routing` is a trace of what
-    tokens choose, `workload` the texts that this is a pass of. Lowered once; compacted anew for each budget."""
+    tokens choose, `workload` the texts that this is a pass of. With `allow_pickle` the weights may be in a pickle.
+    Lowered once; compacted anew for each budget."""
 
     name: str
     module: nn.Module
@@ -48,6 +48,7 @@ class ModuleModel:
     sparse_rows: int | None = None
     routing: Path | None = None
     workload: Workload | None = None
+    allow_pickle: bool = False
     _known: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
     def operators(self, progress: Progress = silent) -> OpLowered:
@@ -164,7 +165,7 @@ class ModuleModel:
         """The files it came from."""
         if self.entry is None:
             return None
-        return ModelSource(self.entry, dict(self.dims), self.origin)
+        return ModelSource(self.entry, dict(self.dims), self.origin, allow_pickle=self.allow_pickle)
 
     def smallest_budget(self, machine: Machine) -> int:
         """What the hungriest part needs: its weights, the activations that live then, and the reserve."""
@@ -194,45 +195,6 @@ class ModuleModel:
         return undivided
 
 
-def measured_here(lowered: OpLowered, model: ModuleModel, machine: Machine, progress: Progress) -> OpLowered:
-    """`lowered` with the times that its operators, and the module's own Python, take on this box."""
-    from .runtime.torch_rates_python import UnrecordableError, python_ns
-
-    try:
-        python = python_ns(model.module, model.args, model.kwargs)
-    except UnrecordableError:
-        python = 0
-    return with_times(lowered, machine, progress, python_ns=python)
-
-
-def with_times(
-    lowered: OpLowered, machine: Machine, progress: Progress, *, python_ns: int = 0, warm: bool = False
-) -> OpLowered:
-    """`lowered` with the times that its operators take on this box, and `python_ns` of Python beside them. `warm`: the
-    plan says where results lie, in memory that was touched before."""
-    from .planner.pytorch.measured import requests, with_measured
-    from .runtime.torch_rates import measure
-
-    unit = machine.units[0]
-    threads = unit.threads or torch_threads()
-    progress("measuring operators", 0.0)
-    found = measure(
-        requests(lowered, unit),
-        threads=threads,
-        budget_s=MEASURED_S,
-        warm=warm,
-        progress=lambda share: progress("measuring operators", share),
-    )
-    return with_measured(lowered, unit, found.times, python_ns=python_ns)
-
-
-def torch_threads() -> int:
-    """Threads that torch computes with."""
-    import torch
-
-    return torch.get_num_threads()
-
-
 def module_in_memory(module: object, dims: Mapping[str, int], example_inputs: object) -> ModuleModel:
     """A module that the user holds, with the inputs to plan for."""
     torch = sys.modules.get("torch")  # whoever holds a module has imported it
@@ -249,11 +211,14 @@ def module_in_memory(module: object, dims: Mapping[str, int], example_inputs: ob
     return ModuleModel(type(module).__name__, cast("nn.Module", module), args, kwargs)
 
 
-def module_from_entry(text: str, dims: Mapping[str, int]) -> ModuleModel:
-    """The module that 'hf:DIR', 'file.py:callable' or 'pkg.module:callable' names."""
+def module_from_entry(text: str, dims: Mapping[str, int], *, allow_pickle: bool = False) -> ModuleModel:
+    """The module that 'hf:DIR', 'file.py:callable' or 'pkg.module:callable' names. `allow_pickle`: the weights of a
+    directory may be in a pickle, which PyTorch's restricted unpickler reads."""
     found = parse_entry(text)
     if isinstance(found, Directory):
-        return _from_directory(found.path, dims)
+        return _from_directory(found.path, dims, allow_pickle)
+    if allow_pickle:
+        refuse_pickle(text)
     if dims:
         raise InputError(f"'{text}' makes its own example inputs; --dim {next(iter(dims))} has nothing to set")
     made = make(found)
@@ -276,18 +241,19 @@ def module_from_entry(text: str, dims: Mapping[str, int]) -> ModuleModel:
     )
 
 
-def _from_directory(path: Path, dims: Mapping[str, int]) -> ModuleModel:
+def _from_directory(path: Path, dims: Mapping[str, int], allow_pickle: bool) -> ModuleModel:
     from .planner.pytorch.hf import make_skeleton, open_directory
     from .planner.pytorch.hf_inputs import example_inputs
     from .planner.pytorch.matching import match
 
-    directory = open_directory(path)
+    directory = open_directory(path, allow_pickle=allow_pickle)
     module = make_skeleton(directory)
     kwargs = _randomised(example_inputs(module, **_sizes(dims)), module)
     matched = None if directory.files is None else match(module, directory.files)
     resolved = path.resolve()
     origin = (source_file(resolved / "config.json"), *(directory.files.files if directory.files else ()))
-    return ModuleModel(resolved.name, module, (), kwargs, f"{HF}{resolved}", dict(dims), matched=matched, origin=origin)
+    made = ModuleModel(resolved.name, module, (), kwargs, f"{HF}{resolved}", dict(dims), matched=matched, origin=origin)
+    return replace(made, allow_pickle=allow_pickle)
 
 
 def with_sizes(model: ModuleModel, dims: Mapping[str, int]) -> ModuleModel:
@@ -299,8 +265,9 @@ def with_sizes(model: ModuleModel, dims: Mapping[str, int]) -> ModuleModel:
 
 
 def _sizes(dims: Mapping[str, int]) -> dict[str, int]:
-    """What --dim may set of a directory: sequences at once, tokens of a pass, tokens already in the cache."""
-    known = ("batch", "length", "context")
+    """What --dim may set of a directory: sequences at once, tokens of a pass, tokens already in the cache, tokens of an
+    encoder, positions whose logits are computed."""
+    known = ("batch", "length", "context", "encoded", "logits")
     for name in dims:
         if name not in known:
             raise InputError(f"--dim {name}: a Hugging Face model has {', '.join(known)} to set")

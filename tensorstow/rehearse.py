@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from .executors import read_runnable
 from .ir.codec import digest, dumps
 from .ir.errors import TensorstowError
 from .ir.files import PlanFile
-from .ir.paths import cache_dir
+from .ir.paths import cache_scratch, unwritable
 from .ir.program import ModuleProgram, Program
 from .runtime.memory import peak_rss_nbytes
 from .runtime.store import CRC_NBYTES, INDEX, SCHEMA, WEIGHTS, BlobEntry, Index, WeightStore, identity_of, layout
@@ -58,6 +57,8 @@ def _rehearse(file: PlanFile) -> None:
 
         with hollow_runner(file) as runner:
             runner.load()
+            runner.take_all()
+            runner.run_others()
             outputs = [runner.run({})]
             for _ in range(PASSES - 1):
                 outputs[0] = runner.run({})
@@ -67,8 +68,8 @@ def _rehearse(file: PlanFile) -> None:
     assert file.program is not None
     inputs = random_inputs(file)
     with (
-        tempfile.TemporaryDirectory(dir=cache_dir()) as parent,
-        hollow_store(file.program, Path(parent) / "store") as store,
+        cache_scratch() as parent,
+        hollow_store(file.program, parent / "store") as store,
         OnnxExecutor(file.plan, file.graph, file.program, store, file.machine) as executor,
     ):
         executor.load()
@@ -103,9 +104,6 @@ def _set_up(file: PlanFile) -> int:
 def hollow_store(program: Program | ModuleProgram, folder: Path) -> WeightStore:
     """A store for `program` in which every weight is zeros: a file that is one hole, with an index that fits it."""
     offsets, nbytes = layout(program)
-    folder.mkdir()
-    with (folder / WEIGHTS).open("wb") as file:
-        file.truncate(nbytes)
     whole = zlib.crc32(bytes(CRC_NBYTES))
     entries: list[BlobEntry] = []
     for source, offset in zip(program.blobs, offsets, strict=True):
@@ -114,5 +112,11 @@ def hollow_store(program: Program | ModuleProgram, folder: Path) -> WeightStore:
         entries.append(BlobEntry(source.blob, offset, source.nbytes, sums))
     identity = {"engine": program.engine, "files": []}
     index = Index(SCHEMA, identity_of(identity), digest(program.blobs), nbytes, tuple(entries))
-    (folder / INDEX).write_bytes(dumps(index))
+    try:
+        folder.mkdir()
+        with (folder / WEIGHTS).open("wb") as file:
+            file.truncate(nbytes)
+        (folder / INDEX).write_bytes(dumps(index))
+    except OSError as error:
+        raise unwritable(folder, error) from error
     return WeightStore.open_or_build(program, identity=identity, folder=folder)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from .console import figure, out, percent, plain_table, print_rows
+from .ir.files import PlanFile
 from .ir.program import ModuleProgram
 from .ir.sizes import format_seconds as seconds
 from .ir.sizes import format_size
-from .moe_report import experts_facts, experts_text, reads_text, run_texts
+from .moe_report import experts_facts, experts_text, reads_text, run_texts, steady_nbytes
 from .whole_experts import whole_experts
 
 if TYPE_CHECKING:
     from .execute import RunReport
     from .pack import Outcome
+    from .planner.onnx.uncounted import Uncounted
     from .planner.pytorch.generation import Generation
     from .workflow import Planned
 
@@ -36,12 +38,16 @@ def plan_facts(planned: Planned) -> dict[str, Any]:
         from .report_training import training_facts
 
         more["training"] = training_facts(file, file.training)
+    left_out = _left_out(file)
+    if left_out is not None and left_out.text is not None:
+        more["uncounted"] = {"values": len(left_out.values), "loops": list(left_out.loops)}
     return {
         "graph": {"ops": len(file.graph.operators), "tensors": len(file.graph.tensors), "nbytes": file.graph.nbytes},
         "strategy": file.plan.strategy,
         "status": certificate.status,
         "simulated_s": certificate.simulated_s,
         "first_pass_s": certificate.first_pass_s,
+        "slowed_s": certificate.slowed_s,
         "bound_s": certificate.bound_s,
         "bound_kind": certificate.bound_kind,
         "gap": certificate.gap,
@@ -86,11 +92,16 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
         from .report_training import training_rows
 
         rows += training_rows(file, file.training)
+    left_out = _left_out(file)
+    if left_out is not None and left_out.text is not None:
+        rows.append(("not counted", left_out.text))
     for link, nbytes in certificate.moved_nbytes.items():
         rows.append((f"moved {link}", f"{format_size(nbytes)} a pass"))
     if planned.disk is not None:
         rows.append(("disk", planned.disk.text))
-    rows.append(("time of a pass", f"{seconds(certificate.simulated_s)} simulated; computing alone {seconds(compute)}"))
+    slowed = f", {seconds(certificate.slowed_s)} more beside transfers" if certificate.slowed_s else ""
+    time_s = seconds(certificate.simulated_s)
+    rows.append(("time of a pass", f"{time_s} simulated; computing alone {seconds(compute)}{slowed}"))
     rows.append(("first pass", f"{seconds(certificate.first_pass_s)}, with what stays loaded first"))
     rows.append(("proven bound", f"{seconds(certificate.bound_s)} ({certificate.bound_kind})"))
     verdict = (
@@ -102,6 +113,15 @@ def print_plan(planned: Planned, output: Path | None, generation: Generation | N
     if output is not None:
         rows.append(("written to", str(output)))
     print_rows(rows)
+
+
+def _left_out(file: PlanFile) -> Uncounted | None:
+    """What formulas do not count of an ONNX model."""
+    if file.program is None:
+        return None
+    from .planner.onnx import uncounted
+
+    return uncounted(file.graph, file.program)
 
 
 def _weights(program: ModuleProgram) -> str:
@@ -144,22 +164,26 @@ def print_run(found: RunReport) -> None:
     passes = len(found.measured_s)
     loads = sum(n for link, n in certificate.moved_nbytes.items() if link.startswith(f"{found.file.plan.home_tier}->"))
     fetched = 0 if found.experts is None else found.experts["predicted_read_nbytes"]
-    add("read a pass", loads + fetched, found.read_nbytes / passes, whole)
+    add("read a pass", loads + fetched, steady_nbytes(found.experts, found.read_nbytes, passes), whole)
     stored = sum(certificate.moved_nbytes.values()) - loads
     if stored:
         add("written a pass", stored, found.written_nbytes / passes, whole)
     out.print(table)
     if found.compute_s is not None and found.io_s is not None:
-        limit = max(found.compute_s, found.io_s)
+        reading_s = 0.0 if found.experts is None else found.experts["link_s"]
+        limit = max(found.compute_s, found.io_s + reading_s)
+        whole_limit = found.over_limit is None or found.experts is not None  # by block, experts' reads are not known
+        times = found.median_s / limit if whole_limit else found.over_limit
+        beside = f" and experts' reads {seconds(reading_s)} of the link" if found.experts is not None else ""
         out.print(
-            f"{passes} passes; computing alone {seconds(found.compute_s)}, transfers alone {seconds(found.io_s)}: "
-            f"{found.median_s / limit:.2f} x the slower of them; first fill {seconds(found.load_s)}"
+            f"{passes} passes; computing alone {seconds(found.compute_s)}, transfers alone {seconds(found.io_s)}"
+            f"{beside}: {times:.2f} x the slower of them; first fill {seconds(found.load_s)}"
         )
     elif found.compute_s is not None:
         plain = f"without a plan {seconds(found.compute_s)}: {found.median_s / found.compute_s:.2f} x that"
         out.print(f"{passes} steps; {plain}")
     if found.experts is not None:
-        for line in run_texts(found.experts, passes):
+        for line in run_texts(found.experts):
             out.print(escape(line))
     if found.verified is not None:
         v = found.verified

@@ -85,8 +85,7 @@ def install_rows(executor: ModuleExecutor, program: ModuleProgram) -> None:
     reading = program.sparse
     if reading is not None:
         sites = cast("tuple[Site, ...]", reading.sites)
-        executor.attach(
-            SparseForwards(
-                executor.module, sites, window=reading.window, rows=reading.rows, bridge_nbytes=reading.bridge_nbytes
-            )
+        executor.rows = SparseForwards(
+            executor.module, sites, window=reading.window, rows=reading.rows, bridge_nbytes=reading.bridge_nbytes
         )
+        executor.attach(executor.rows)

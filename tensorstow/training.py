@@ -16,7 +16,8 @@ from .ir.files import PlanFile
 from .ir.machine import Machine
 from .ir.program import Clip, ModelSource, TrainingProgram
 from .models import Lowered, Model
-from .modules import ModuleModel, module_from_entry, with_times
+from .module_times import with_times
+from .modules import ModuleModel, module_from_entry
 from .planner.entry import HF
 from .training_clip import NO_OPTIMIZER, applied_clip, asked_clip
 from .training_fixed import untouched_nbytes
@@ -263,7 +264,8 @@ def remade(program: TrainingProgram, file: PlanFile, moved: str | None) -> Train
     entry = program.entry
     if moved is not None:
         entry = f"{HF}{moved}" if entry.startswith(HF) else f"{moved}:{entry.rpartition(':')[2]}"
-    return training_model(_with_weights(module_from_entry(entry, file.source.dims), placed_names(program)))
+    made = module_from_entry(entry, file.source.dims, allow_pickle=file.source.allow_pickle)
+    return training_model(_with_weights(made, placed_names(program)))
 
 
 def placed_names(program: TrainingProgram) -> frozenset[str]:

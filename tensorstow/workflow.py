@@ -11,7 +11,9 @@ from .executors import measure_fixed, open_executor
 from .hosts import Progress, require_host, runs_here, silent
 from .ir.errors import InfeasibleError, InputError
 from .ir.files import PlanFile
+from .ir.graph import Graph
 from .ir.machine import Machine
+from .ir.paths import cache_scratch
 from .ir.plan import Plan
 from .ir.sizes import format_size
 from .models import Lowered, Model
@@ -48,8 +50,11 @@ class TrainsHere(Protocol):
 DEFAULT_STRATEGY = {"training": "stow-recompute"}
 """By mode, where it is not `stow`: in training what decides about keeping, moving and recomputing together."""
 PROFILED_PASSES = 5
+PROFILED = "profile of this model"
 PROFILED_NBYTES = 16 << 20
 """A link's rate is taken from a profile when a pass moves at least this much; less says little."""
+TRIES = 5
+"""So many plans are made for a limit of the process."""
 
 
 def look_at_disk(request: Request) -> Request:
@@ -69,18 +74,23 @@ def prepare(request: Request, progress: Progress = silent) -> tuple[Lowered, Mac
 def _plan(lowered: Lowered, machine: Machine, request: Request, strategy: str) -> Plan:
     from .planner.build import plan_graph
 
-    plan = plan_graph(
-        lowered.graph,
-        machine,
-        strategy=strategy,
-        mode=request.mode,
-        time_limit_s=request.time_limit_s,
-        seed=request.seed,
-        engine=request.engine,
-    )
+    def solve(graph: Graph) -> Plan:
+        return plan_graph(
+            graph,
+            machine,
+            strategy=strategy,
+            mode=request.mode,
+            time_limit_s=request.time_limit_s,
+            seed=request.seed,
+            engine=request.engine,
+        )
+
+    plan = solve(lowered.graph)
+    if lowered.improve is not None:
+        plan = lowered.improve(plan, lowered.graph, machine, solve, request.time_limit_s)
     if lowered.module is None or lowered.module.experts is None:
         return plan
-    from .moe_runs import bounded
+    from .moe_bounds import bounded
 
     return bounded(plan, lowered.module.experts, machine)
 
@@ -93,6 +103,8 @@ def _file(plan: Plan, lowered: Lowered, machine: Machine, request: Request) -> P
 
 def _profiled(lowered: Lowered, request: Request, progress: Progress) -> tuple[Lowered, Machine]:
     """Plan by formulas, run that plan, and take operators and links as they were then: beside one another."""
+    from .moe_runs import as_profiled, profile_passes
+
     machine = request.machine
     if lowered.training is not None:
         raise InputError(
@@ -105,19 +117,17 @@ def _profiled(lowered: Lowered, request: Request, progress: Progress) -> tuple[L
     with open_executor(_file(plan, lowered, machine, request), progress=progress) as executor:
         progress(f"measuring {PROFILED_PASSES} passes", 0.0)
         executor.load()
-        profile = executor.profile(PROFILED_PASSES)
+        profile, seen = profile_passes(executor, PROFILED_PASSES)
     moved = plan.certificate.moved_nbytes
     links = tuple(
-        replace(k, bytes_per_s=profile.lane_bytes_per_s[k.lane], latency_s=0.0, source="profile of this model")
+        replace(k, bytes_per_s=profile.lane_bytes_per_s[k.lane], latency_s=0.0, contention=0.0, source=PROFILED)
         if k.lane in profile.lane_bytes_per_s and moved.get(k.name, 0) >= PROFILED_NBYTES
         else k
         for k in machine.links
     )
     timed = lowered.with_times(profile.operator_ns)
     if timed.module is not None:
-        from .moe_runs import as_profiled
-
-        timed = replace(timed, module=as_profiled(timed.module))
+        timed = replace(timed, module=as_profiled(timed.module, seen))
     return timed, replace(machine, links=links)
 
 
@@ -130,11 +140,20 @@ class Planned:
     disk: DiskNow | None = None
 
 
+def _require_cache(request: Request) -> None:
+    """Refuse before the work, not after it, where the process's fixed part could not be measured: that takes a folder
+    in the cache. Raises ExecutionError."""
+    if runs_here(request.machine) and request.model.source() is not None:
+        with cache_scratch():
+            pass
+
+
 def make_plan(request: Request, *, strategy: str | None = None, progress: Progress = silent) -> Planned:
     """Plan a model: the whole path from the model to a certified plan file. `strategy` by default that of the mode."""
     began = time.perf_counter()
     strategy = strategy or DEFAULT_STRATEGY.get(request.mode, "stow")
     request = look_at_disk(request)
+    _require_cache(request)
     try:
         lowered, machine = prepare(request, progress)
         progress(f"planning {len(lowered.graph.operators)} operators", 0.0)
@@ -156,12 +175,13 @@ def limit_process(
     request: Request, limit_nbytes: int, strategy: str | None = None, progress: Progress = silent
 ) -> Planned:
     """A plan whose promised process peak stays within `limit_nbytes`: plan, measure the fixed part, plan again inside
-    what it leaves, until the sum holds (the fixed part depends a little on the plan)."""
+    what it leaves, until the sum holds. The fixed part depends a little on the plan: from the second time on it is
+    given as much more room as it grew."""
     require_host(request.machine)
     request = look_at_disk(request)
     tier = request.machine.units[0].tier
     fixed = 0
-    for _ in range(4):
+    for _ in range(TRIES):
         budget = limit_nbytes - fixed
         if budget <= request.machine.tier[tier].reserve_nbytes:
             raise InfeasibleError(
@@ -176,7 +196,9 @@ def limit_process(
             raise _with_fixed_part(error, fixed, limit_nbytes) from error
         if planned.file.promised_peak_nbytes <= limit_nbytes:
             return planned
-        fixed = max(fixed + 4096, planned.file.fixed_nbytes)
+        found = planned.file.fixed_nbytes
+        grew = max(4096, found - fixed) if fixed else 0
+        fixed = max(fixed, found) + grew
     raise InputError(f"the fixed part did not settle within a limit of {format_size(limit_nbytes)}; raise it a little")
 
 
@@ -221,6 +243,10 @@ def make_comparison(
             trials=trials,
             progress=progress,
         )
+        if lowered.module is not None and lowered.module.experts is not None:
+            from .moe_bounds import compared
+
+            found = compared(found, lowered.module.experts, machine)
         by_hooks = lowered.training.hooked if lowered.training is not None else None
         return found if by_hooks is None else replace(found, hooked=by_hooks.why)
     except InfeasibleError as error:

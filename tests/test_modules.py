@@ -84,8 +84,9 @@ def test_a_directory_is_planned_and_run(cli: Cli, directory: Path, tmp_path: Pat
     ran = cli("run", plan, "--repeat", 2, "--verify", "--json")
     assert ran.status == 0, ran.err
     assert ran.json["verified"]["bit_identical"]
-    planned = 2 * said.json["moved_nbytes"]["ssd->dram"]  # what a pass begins for the next one is not counted
-    assert planned / 2 < ran.json["read_nbytes"] <= planned
+    # What a pass begins for the next one counts where it ends: up to a pass's more, or less.
+    a_pass = said.json["moved_nbytes"]["ssd->dram"]
+    assert a_pass < ran.json["read_nbytes"] <= 3 * a_pass
     assert "nothing wrong" in cli("show", plan).out
 
 

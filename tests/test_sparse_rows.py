@@ -50,6 +50,27 @@ def test_a_plan_reads_rows(cli: Cli, relu: Path, tmp_path: Path) -> None:
     assert ran.json["verified"]["bit_identical"]
 
 
+def test_all_rows_are_taken_when_the_process_is_measured(
+    cli: Cli, relu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On weights of zeros no neuron is active, and what rows take would not be seen."""
+    from tensorstow.rehearse import fixed_nbytes
+    from tensorstow.runtime.module.sparse import SparseForwards
+
+    plan, found = tmp_path / "plan.json", list[tuple[int, int]]()
+    said = cli("plan", f"hf:{relu}", "--tier", "dram=18MiB", "--sparse-ffn", "64", "-o", plan, "--json")
+    assert said.status == 0, said.err
+    touch = SparseForwards.touch
+
+    def touched(self: SparseForwards) -> None:
+        touch(self)
+        found.extend((layer.traffic.whole, layer.down.neurons) for layer in self.layers)
+
+    monkeypatch.setattr(SparseForwards, "touch", touched)
+    assert fixed_nbytes(plan, rehearse=True) > 0
+    assert found == [(1, 1024)] * 3
+
+
 def test_from_python(relu: Path) -> None:
     from transformers import AutoModelForCausalLM
 

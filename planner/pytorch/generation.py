@@ -1,24 +1,30 @@
 """Text generation before anything runs: a prompt is one pass, every new token another, and one plan serves both.
 
 A plan names parts of a pass and what is resident when; not how long the parts take. So the prefill and the decode pass
-are two steady states of one plan, which the one simulator times with the durations of either. Throughput as in FlexGen
-(Sheng et al., ICML 2023, arXiv 2303.06865, section 4.3): tokens of all sequences over the prompt's pass and the decode
-passes. The cache of keys and values is not moved: all of it counts as workspace, at the length it has in the end.
+are two steady states of one plan, which the one simulator times with the durations of either; parts that a pass leaves
+out take no time, and what only they read does not come (`joint`). Throughput as in FlexGen (Sheng et al., ICML 2023,
+arXiv 2303.06865, section 4.3): tokens of all sequences over the prompt's pass and the decode passes. The cache of keys
+and values is not moved: all of it counts as workspace, at the length it has in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
-from ...ir.errors import InputError, PlanMismatchError
+from ...ir.errors import InputError
 from ...ir.graph import Graph
-from ...ir.machine import Machine
+from ...ir.machine import Machine, TierKind, Unit
 from ...ir.plan import Plan, Step
+from ...ir.served import served
 from ...ir.simulate import simulate
 from ..bounds import find_bound
 from ..costs import duration_ns
 from ..instance import make_instance
+from .joint import calls_of, chained
+
+STALE_PASSES = 2
+"""Passes that leave a part out before what only it reads is left out, too (`runtime/module/skipping.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class Workload:
 class Generation:
     """What a plan promises of a workload. Seconds of the prompt's pass and of a new token's: the first and the last,
     between which it grows as the context does. `decode_bound_s` is what no plan decodes a token faster than, at the
-    mean context, None where it was not asked for."""
+    mean context, None where it was not asked for. `stale_s`: what the first two tokens take longer, while weights still
+    come that the prompt alone needs."""
 
     workload: Workload
     prefill_s: float
@@ -48,6 +55,7 @@ class Generation:
     cache_nbytes: int
     decode_bound_s: float | None = None
     decode_bound_kind: str = ""
+    stale_s: float = 0.0
 
     @property
     def token_s(self) -> float:
@@ -57,7 +65,8 @@ class Generation:
     @property
     def seconds(self) -> float:
         """From the prompt to the last token. The prompt's pass makes the first one."""
-        return self.prefill_s + (self.workload.new - 1) * self.token_s
+        decoded = self.workload.new - 1
+        return self.prefill_s + decoded * self.token_s + min(decoded, STALE_PASSES) * self.stale_s
 
     @property
     def tokens_per_s(self) -> float:
@@ -73,6 +82,15 @@ class Generation:
     def decode_bound_tokens_per_s(self) -> float | None:
         """No plan decodes more a second."""
         return None if self.decode_bound_s is None else self.workload.batch / self.decode_bound_s
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The compacted graphs of the prompt's pass, and of the decode passes with the shortest and the longest context."""
+
+    prefill: Graph
+    first: Graph
+    last: Graph
 
 
 def inputs_nbytes(graph: Graph) -> int:
@@ -106,43 +124,54 @@ def cache_nbytes(shorter: Graph, longer: Graph, contexts: tuple[int, int], lengt
     return max(0, round(inputs_nbytes(shorter) + rate * (length - low)))
 
 
-def joint_graph(decode: Graph, prefill: Graph, *, cache_growth_nbytes: int = 0) -> Graph:
-    """The graph to plan for both: the decode pass, with the workspace that each part needs in the hungrier pass.
+def with_durations(plan: Plan, planned: Graph, graph: Graph, machine: Machine) -> Plan:
+    """`plan`, made for `planned`, with the durations that the parts have in `graph`, one of the passes that `planned`
+    was made of; a nanosecond for parts that this pass leaves out.
 
-    `cache_growth_nbytes` are held beside it throughout: the cache at its full length less what the decode graph counts
-    already as its inputs. Raises PlanMismatchError where the two passes have other parts.
-    """
-    _require_same_parts(decode, prefill)
-    if cache_growth_nbytes < 0:
-        raise InputError(f"the cache at its full length is {-cache_growth_nbytes} bytes smaller than the graph's own")
-    operators = tuple(
-        replace(d, workspace_nbytes=max(d.workspace_nbytes + cache_growth_nbytes, p.workspace_nbytes))
-        for d, p in zip(decode.operators, prefill.operators, strict=True)
-    )
-    return replace(decode, operators=operators)
-
-
-def with_durations(plan: Plan, graph: Graph, machine: Machine) -> Plan:
-    """`plan` with the durations that the parts have in `graph`, a pass over the same parts with other inputs.
-
-    Its certificate is that of the plan as it was made. Raises PlanMismatchError where the graph misses a part.
+    Its certificate is that of the plan as it was made. Raises PlanMismatchError for another pass.
     """
     units = {u.name: u for u in machine.units}
+    ops = calls_of(planned, graph)
     steps: list[Step] = []
     for step in plan.steps:
-        op = graph.operator.get(step.op)
-        if op is None:
-            raise PlanMismatchError(
-                f"the plan runs part '{step.op}', which '{graph.name}' does not have; plan that pass by itself"
-            )
-        steps.append(replace(step, duration_ns=duration_ns(op, units[step.unit])))
+        op = ops.get(step.op)
+        steps.append(replace(step, duration_ns=1 if op is None else duration_ns(op, units[step.unit])))
     return replace(plan, steps=tuple(steps))
 
 
-def pass_s(plan: Plan, planned: Graph, durations: Graph, machine: Machine) -> float:
+def as_profiled(one: Graph, ran: Graph, profiled: Graph, unit: Unit) -> Graph:
+    """`one` with what its parts took longer, or shorter, in passes that were profiled than was known of them before:
+    `profiled` is the planned graph with the times of the profile, `ran` the pass that was profiled, as it was timed
+    before. What a pass adds to its parts by themselves (Python, cold caches, transfers beside it) it adds to any."""
+    more = {
+        name: duration_ns(profiled.operator[name], unit) - duration_ns(op, unit)
+        for name, op in calls_of(profiled, ran).items()
+    }
+    calls = calls_of(profiled, one)
+    ns = {op.id: max(1, duration_ns(op, unit) + more.get(name, 0)) for name, op in calls.items()}
+    return replace(one, operators=tuple(replace(op, measured_ns=ns[op.id]) for op in one.operators))
+
+
+def pass_s(plan: Plan, planned: Graph, durations: Graph, machine: Machine, *, stale: bool = False) -> float:
     """Seconds of a pass in the steady state of `plan`, made for `planned`, when its parts take what they take in
-    `durations`."""
-    return simulate(with_durations(plan, durations, machine), planned, machine).pass_ns / 1e9
+    `durations`. What only parts read that the pass leaves out does not come, but in the first passes (`stale`)."""
+    timed = with_durations(plan, planned, durations, machine)
+    if not stale:
+        timed = _without_stale(timed, planned, machine, calls_of(planned, durations))
+    return simulate(timed, planned, machine).pass_ns / 1e9
+
+
+def _without_stale(plan: Plan, planned: Graph, machine: Machine, ran: Container[str]) -> Plan:
+    """`plan` without the transfers of which the runtime finds that no step needs them, where only the parts `ran` do;
+    for a device it moves everything."""
+    tier = machine.tier[machine.units[0].tier]
+    if tier.kind is not TierKind.DRAM or all(step.op in ran for step in plan.steps):
+        return plan
+    readers: dict[int, bool] = {}
+    for one in served(plan, planned):
+        readers[one.index] = readers.get(one.index, False) or plan.steps[one.step].op in ran
+    left = tuple(t for index, t in enumerate(plan.transfers) if readers.get(index, True))
+    return replace(plan, transfers=left)
 
 
 def predict_generation(
@@ -150,51 +179,53 @@ def predict_generation(
     planned: Graph,
     machine: Machine,
     workload: Workload,
+    passes: Passes,
     *,
-    prefill: Graph,
-    first: Graph,
-    last: Graph,
     cache_nbytes: int,
     bound_limit_s: float = 0.0,
 ) -> Generation:
     """What `plan` takes for `workload`; `planned` is the graph it was made for (`joint_graph`).
 
-    `prefill`, `first` and `last` are the compacted graphs of the prompt's pass, and of the decode passes with the
-    shortest and the longest context: what attention takes grows in between evenly. (The simulated time of a pass is a
+    What attention takes grows evenly between the first and the last decode pass. (The simulated time of a pass is a
     convex function of its durations, so the mean of the two ends is at or above the mean of all passes.) With a
     `bound_limit_s`, so many seconds at the most are spent on the bound of the decode pass.
     """
+    prefill, first, last = passes.prefill, passes.first, passes.last
     bound = None
     if bound_limit_s > 0:
-        bound = find_bound(make_instance(_mean(first, last, planned, machine), machine), time_limit_s=bound_limit_s)
+        posed = make_instance(_mean(first, last, planned, machine), machine)
+        bound = find_bound(posed, time_limit_s=bound_limit_s)
     first_s, last_s = (pass_s(plan, planned, graph, machine) for graph in (first, last))
+    stale_s = 0.0
+    if len(first.operators) < len(planned.operators):
+        stale_s = max(0.0, pass_s(plan, planned, first, machine, stale=True) - first_s)
     return Generation(
         workload,
-        pass_s(plan, planned, prefill, machine),
+        pass_s(plan, planned, prefill, machine, stale=True),
         first_s,
         last_s,
         cache_nbytes,
         None if bound is None else bound.seconds,
         "" if bound is None else bound.kind,
+        stale_s,
     )
 
 
 def _mean(first: Graph, last: Graph, planned: Graph, machine: Machine) -> Graph:
-    """`planned` with the mean durations of two passes."""
+    """The parts of `planned` that run for a token, with the mean durations of two such passes. The memory is that which
+    any plan of the whole leaves them."""
     unit = machine.units[0]
+    before, after = calls_of(planned, first), calls_of(planned, last)
+    workspace_nbytes = max((op.workspace_nbytes for op in planned.operators), default=0)
 
     def mean_ns(op_id: str) -> int:
-        return (duration_ns(first.operator[op_id], unit) + duration_ns(last.operator[op_id], unit)) // 2
+        return sum(duration_ns(ops[op_id], unit) for ops in (before, after) if op_id in ops) // 2
 
-    return replace(planned, operators=tuple(replace(op, measured_ns=mean_ns(op.id)) for op in planned.operators))
-
-
-def _require_same_parts(one: Graph, other: Graph) -> None:
-    ours, theirs = ([op.id for op in g.operators] for g in (one, other))
-    if ours != theirs:
-        pairs = enumerate(zip(ours, theirs, strict=False))
-        at = next((k for k, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
-        names: Sequence[str] = [repr(ids[at]) if at < len(ids) else "nothing" for ids in (ours, theirs)]
-        raise PlanMismatchError(
-            f"part {at} of '{one.name}' is {names[0]}, of '{other.name}' {names[1]}; make a plan for each"
-        )
+    ran = tuple(
+        replace(op, measured_ns=mean_ns(op.id), workspace_nbytes=workspace_nbytes)
+        for op in planned.operators
+        if op.id in before or op.id in after
+    )
+    if len(ran) == len(planned.operators):
+        return replace(planned, operators=ran)
+    return replace(planned, operators=chained(ran, (t for op in planned.operators for t in op.outputs)))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import weakref
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ...ir.errors import InputError
 from .matching import Matched, computable
+from .on_meta import NothingRandom, parameters_on_meta
 from .tensors import FileTensor, WeightFiles
 from .weights import has_weights, open_weights
 
@@ -126,7 +124,7 @@ def make_skeleton(model: HfModel) -> nn.Module:
     config = type(model.config).from_dict(model.config.to_dict())  # making a module writes into its config
     config.name_or_path = str(model.path)
     try:
-        with parameters_on_meta(), _NothingRandom():
+        with parameters_on_meta(), NothingRandom():
             module = model.module_class._from_config(config, dtype=model.dtype)
     except Exception as error:
         raise InputError(
@@ -136,9 +134,25 @@ def make_skeleton(model: HfModel) -> nn.Module:
     module.tie_weights()
     _keep_in_float32(module, model.dtype)
     _compute(module)
-    if (model.path / "generation_config.json").is_file() and module.can_generate():
-        module.generation_config = transformers.GenerationConfig.from_pretrained(str(model.path), local_files_only=True)
+    if module.can_generate():
+        module.generation_config = _generation_config(transformers, model.path)
     return module.eval()
+
+
+def _generation_config(transformers: Any, path: Path) -> Any:
+    """As from_pretrained finds it: in a file of its own, else among the keys of config.json, where older models have
+    it and no module that is made from the config sees it. Raises InputError where it says what cannot be."""
+    read = transformers.GenerationConfig.from_pretrained
+    try:
+        try:
+            return read(str(path), local_files_only=True)
+        except OSError:  # there is none, or it is no JSON
+            return read(str(path), config_file_name="config.json", _from_model_config=True, local_files_only=True)
+    except Exception as error:  # it can fail in as many ways as it has keys
+        raise InputError(
+            f"transformers {transformers.__version__} cannot use the generation config of '{path}': "
+            f"{_first_line(error)}"
+        ) from error
 
 
 def _compute(module: Any) -> None:
@@ -159,53 +173,6 @@ def _compute(module: Any) -> None:
                 found.append(owner.get_parameter(attribute))
         if not torch.equal(*found):
             setattr(owner, attribute, before)
-
-
-class _NothingRandom(TorchFunctionMode):
-    """Tensors without values are not initialised: PyTorch would do that in Python, with its compiler loaded for it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        target = args[0] if args else (kwargs or {}).get("tensor")
-        random = func in _RANDOM or getattr(func, "__module__", "") == "torch.nn.init"
-        if random and isinstance(target, torch.Tensor) and target.is_meta:
-            return target
-        return func(*args, **(kwargs or {}))
-
-
-_RANDOM = frozenset(
-    getattr(torch.Tensor, f"{name}_")
-    for name in ("normal", "uniform", "exponential", "bernoulli", "log_normal", "cauchy", "geometric", "random")
-)
-
-
-@contextmanager
-def parameters_on_meta() -> Generator[None]:
-    """Parameters that modules register in here become meta tensors at once; buffers stay what they are.
-
-    A module makes its parameter before it registers it, so one at a time exists, and of that no page is touched unless
-    its values are computed from something.
-    """
-    register = nn.Module.register_parameter
-    seen: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
-
-    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and param.device.type != "meta":
-            before, made = seen.get(id(param), (None, None))
-            if before is None or made is None or before() is not param:
-                empty = torch.empty(param.shape, dtype=param.dtype, device="meta")
-                made = type(param)(empty, requires_grad=param.requires_grad)
-                vars(made).update(vars(param))
-                seen[id(param)] = weakref.ref(param), made
-            param = made
-        register(self, name, param)
-
-    nn.Module.register_parameter = on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 def _keep_in_float32(module: Any, dtype: torch.dtype) -> None:
@@ -249,6 +216,19 @@ def fill_kept(module: nn.Module, matched: Matched, names: Iterable[str], read: R
             nbytes += found.nbytes
         _set(module, name, before, made)
     return nbytes
+
+
+def zero_kept(module: nn.Module, names: Iterable[str]) -> None:
+    """Give the parameters and persistent buffers `names` of a skeleton zeros where they have no values, with every page
+    of them in memory as values would have it."""
+    state = module.state_dict(keep_vars=True)
+    made: dict[int, torch.Tensor] = {}
+    for name in names:
+        before = state[name]
+        if before.is_meta:
+            if id(before) not in made:
+                made[id(before)] = torch.empty(before.shape, dtype=before.dtype).zero_()
+            _set(module, name, before, made)
 
 
 def _set(module: nn.Module, name: str, before: torch.Tensor, made: dict[int, torch.Tensor]) -> None:

@@ -16,6 +16,7 @@ from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsa
 from torch.utils._pytree import tree_map
 
 from ...ir.errors import InputError
+from .hf_positions import check_positions
 
 T = TypeVar("T")
 
@@ -23,24 +24,59 @@ PIXELS = 224
 """Side of a picture where a config names none, as networks without positions have it."""
 
 
-def example_inputs(module: nn.Module, *, batch: int = 1, length: int = 1, context: int = 0) -> dict[str, Any]:
+def example_inputs(
+    module: nn.Module, *, batch: int = 1, length: int = 1, context: int = 0, encoded: int = 0, logits: int = 0
+) -> dict[str, Any]:
     """Keyword arguments of one pass of a transformers module, of zeros.
 
     `length` tokens in each of `batch` rows are read in the pass, after `context` tokens whose keys and values (or
-    states) are in a cache: with 0 the pass makes the cache. An encoder-decoder also encodes `length` tokens, or the one
-    length of sound that it takes, unless there is a context: then its encoding of `context` tokens (or of the sound) is
-    given. Of a vision model only `batch` counts. Raises InputError for a module that takes something else.
+    states) are in a cache: with 0 the pass makes the cache. An encoder also encodes `encoded` tokens, with 0 as many as
+    the decoder reads, or the one length of sound that it takes; if there is a context, its encoding is given. Logits
+    are computed of the last `logits` positions, as text generation has it with 1; of all with 0. Of a vision model only
+    `batch` counts. Raises InputError for a module that takes something else, and for more tokens than it has positions.
     """
-    for name, value, least in (("batch", batch, 1), ("length", length, 1), ("context", context, 0)):
+    for name, value, least in (
+        ("batch", batch, 1),
+        ("length", length, 1),
+        ("context", context, 0),
+        ("encoded", encoded, 0),
+        ("logits", logits, 0),
+    ):
         if value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
+    if encoded and not encodes_text(module):
+        raise InputError(f"{type(module).__name__} has no encoder that reads tokens; leave encoded ({encoded}) away")
+    if logits and not keeps_logits(module):
+        raise InputError(
+            f"{type(module).__name__} computes the logits of all positions that it reads; leave logits ({logits}) away"
+        )
     config: Any = module.config
     main = str(getattr(module, "main_input_name", "input_ids"))
     if main == "pixel_values":
         return {main: _picture(config, batch, _dtype(module))}
-    if context:
-        return _decoding(module, config, main, batch, length, context)
-    return _prompt(module, config, main, batch, length)
+    if main == "input_ids" or getattr(config, "is_encoder_decoder", False):
+        check_positions(module, context + length, (encoded or context or length) if main == "input_ids" else 0)
+    found = (
+        _decoding(module, config, main, batch, length, context, encoded)
+        if context
+        else _prompt(module, config, main, batch, length, encoded)
+    )
+    return {**found, LOGITS: logits} if logits else found
+
+
+LOGITS = "logits_to_keep"
+"""The argument by which a forward of transformers is told of how many last positions to compute logits."""
+
+
+def encodes_text(module: nn.Module) -> bool:
+    """Whether it has an encoder, which reads tokens, beside a decoder."""
+    config: Any = module.config
+    return bool(getattr(config, "is_encoder_decoder", False)) and getattr(module, "main_input_name", "") == "input_ids"
+
+
+def keeps_logits(module: nn.Module) -> bool:
+    """Whether it can be told of how many last positions to compute logits, as text generation tells it."""
+    return _takes(module, LOGITS)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
@@ -54,10 +90,10 @@ def _picture(config: Any, batch: int, dtype: torch.dtype) -> torch.Tensor:
     return _zeros((batch, getattr(vision, "num_channels", 3), height, width), dtype)
 
 
-def _prompt(module: nn.Module, config: Any, main: str, batch: int, length: int) -> dict[str, Any]:
+def _prompt(module: nn.Module, config: Any, main: str, batch: int, length: int, encoded: int) -> dict[str, Any]:
     tokens = (batch, length)
     if main == "input_ids":
-        found = {main: _zeros(tokens, torch.int64)}
+        found = {main: _zeros((batch, encoded or length), torch.int64)}
     elif main == "input_features":
         found = {main: _zeros(_sound(module, config, batch), _dtype(module))}
     elif main == "input_values":
@@ -83,11 +119,13 @@ def _sound(module: nn.Module, config: Any, batch: int) -> tuple[int, ...]:
     return batch, bins, 2 * positions
 
 
-def _decoding(module: nn.Module, config: Any, main: str, batch: int, length: int, context: int) -> dict[str, Any]:
+def _decoding(
+    module: nn.Module, config: Any, main: str, batch: int, length: int, context: int, encoded: int
+) -> dict[str, Any]:
     """What a pass over `context` tokens leaves, by running it on tensors without values, and `length` tokens more."""
     if not _takes(module, "use_cache"):
         raise InputError(f"{type(module).__name__} keeps no cache of what it has read; give it no context")
-    left = _run_fake(module, {**_prompt(module, config, main, batch, context), "use_cache": True})
+    left = _run_fake(module, {**_prompt(module, config, main, batch, context, encoded), "use_cache": True})
     cache = next((n for n in ("past_key_values", "cache_params") if getattr(left, n, None) is not None), None)
     if cache is None:
         raise InputError(f"{type(module).__name__} returns no cache of what it has read; give it no context")
@@ -97,8 +135,8 @@ def _decoding(module: nn.Module, config: Any, main: str, batch: int, length: int
         return {"input_ids": tokens, **found}
     from transformers.modeling_outputs import BaseModelOutput
 
-    encoded = BaseModelOutput(last_hidden_state=_materialised(left.encoder_last_hidden_state))
-    return {"decoder_input_ids": tokens, "encoder_outputs": encoded, **found}
+    read = BaseModelOutput(last_hidden_state=_materialised(left.encoder_last_hidden_state))
+    return {"decoder_input_ids": tokens, "encoder_outputs": read, **found}
 
 
 def _run_fake(module: Any, inputs: Mapping[str, Any]) -> Any:

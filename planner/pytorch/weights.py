@@ -37,8 +37,9 @@ def open_weights(path: Path, *, allow_pickle: bool = False) -> WeightFiles:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether `folder` holds a checkpoint of any form under its usual name."""
-    return any((folder / name).exists() for name in _usual_names())
+    """Whether `folder` holds a checkpoint of any form under its usual name, or safetensors under another one: of these
+    `open_weights` takes a single file, and refuses several, which nothing says how to put together."""
+    return any((folder / name).exists() for name in _usual_names()) or any(folder.glob("*.safetensors"))
 
 
 def _usual_names() -> tuple[str, ...]:
@@ -73,7 +74,7 @@ def _reader(path: Path, allow_pickle: bool) -> Read:
 def _refused(path: Path) -> InputError:
     return InputError(
         f"'{path}' is a pickle, which can execute code of whoever wrote it; convert it to safetensors, or allow it "
-        "with allow_pickle=True if you trust where it comes from"
+        "with allow_pickle=True (--allow-pickle on the command line) if you trust where it comes from"
     )
 
 
@@ -171,7 +172,18 @@ def _state_dict(path: Path, content: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _pickled(path: Path, name: str, tensor: Any, size: int) -> FileTensor:
+    import torch
+
     dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"tensor {name!r} of '{path}' is {kind}, its elements do not lie one by one; save it dense")
+    if tensor.is_conj() or tensor.is_neg():
+        kind = "conjugate" if tensor.is_conj() else "negative"
+        raise InputError(
+            f"tensor {name!r} of '{path}' is the {kind} of what is in the file; save it as "
+            ".resolve_conj().resolve_neg()"
+        )
     base = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if base is None or not tensor.is_contiguous():
         raise InputError(

@@ -26,6 +26,7 @@ from .bind import bind, check_machine, move_rest
 from .devices import TorchDevice, device_for
 from .experts import ExpertForwards
 from .install import install
+from .sparse import SparseForwards
 from .weights import Weights
 
 
@@ -49,7 +50,8 @@ class ModuleExecutor:
 
     Where the plan computes from 'hbm', the module runs on the CUDA device that is current now, or on `device` if one is
     given; what the plan does not place is moved there, inputs are the caller's to move. `experts` are those that are
-    read as tokens choose them, with what they hit and missed; None where the plan caches none.
+    read as tokens choose them, with what they hit and missed; None where the plan caches none. `rows` are the layers
+    of which rows are read; None where there are none.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ModuleExecutor:
         self.stats = Stats()
         self.tracing = False
         self.experts: ExpertForwards | None = None
+        self.rows: SparseForwards | None = None
         unit = check_machine(plan, graph, machine)
         self.tier = unit.tier
         device = device or device_for(unit, machine)

@@ -3,18 +3,19 @@
 It is that of `solvers/caching/recall.py`, which says how it works and where it comes from, event by event in numpy: the
 likeness of earlier passes to this one, what followed the most alike of them, use counts at several decays, and a linear
 model of these for each layer that learns as it goes. Beside the scores' own choice LRU's is followed in sets of
-numbers, and what is evicted is what the better one of the two no longer has: so where scores mislead, the loads exceed
-LRU's by a few cache fillings.
+numbers, and what is evicted is what the better one of the two no longer has (`experts_lead`): so where scores mislead,
+the loads exceed LRU's by a few cache fillings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.program import ExpertCaching
+from .experts_lead import Guarded, Lead
 from .experts_worth import Counts, Key, Worth
 
 FADE = 0.9
@@ -25,7 +26,6 @@ DISCOUNTS = np.array((0.7, 0.9), np.float32)
 TARGET = 0.7
 SPAN = 8
 STEP = 0.005
-SLACK = 2.0
 MOST_ALIKE = 256
 """Of more passes that are alike, the rest weighs little: these say what follows."""
 WORD = 64
@@ -45,11 +45,18 @@ def make_worths(caching: ExpertCaching) -> list[Worth]:
     """By cache of `caching`, in the order of its layers, what its experts are ranked by."""
     counts = [layer.experts for layer in caching.layers]
     if caching.shared:
-        return [Counts(sum(counts), caching.decay)]
+        return [_counted(sum(counts), caching, guarded=True)]
     if not caching.memory:
-        return [Counts(n, caching.decay) for n in counts]
+        return [_counted(layer.experts, caching, guarded=not layer.fused) for layer in caching.layers]
     likeness = Likeness(counts, caching.memory)
     return [Recall(likeness, number, n, min(caching.slots, n)) for number, n in enumerate(counts)]
+
+
+def _counted(objects: int, caching: ExpertCaching, *, guarded: bool) -> Worth:
+    """Decayed counts; `guarded` where nothing but them may be planned: where `recall` may, so may LRU."""
+    if guarded and caching.decay is not None:
+        return Guarded(objects, caching.decay, min(caching.slots, objects))
+    return Counts(objects, caching.decay)
 
 
 class Likeness:
@@ -130,10 +137,7 @@ class Recall:
         self._squares = np.full(features, 1e-2, np.float32)
         self._recency = Counts(experts, None)
         self._scores = [0.0] * experts
-        self._slots = slots
-        self._kept: tuple[set[int], set[int]] = (set(), set())  # by the scores, by recency
-        self._loads = [0, 0]
-        self._guide = 0
+        self._lead = Lead(slots)
 
     @property
     def nbytes(self) -> int:
@@ -160,7 +164,7 @@ class Recall:
         features[: len(DECAYS)] = self._counts
         features[len(DECAYS) :] = self._likeness.followed(self._layer)
         self._scores = (self._weights @ features).tolist()
-        self._follow(wanted)
+        self._lead.serve(wanted, self._score, self._recency.key)
 
     def _learn(self, past: NDArray[np.float32]) -> None:
         error = self._likeness.came(self._layer) - self._weights @ past
@@ -168,35 +172,13 @@ class Recall:
         self._squares += slopes * slopes
         self._weights += STEP * slopes / np.sqrt(self._squares)
 
-    def _follow(self, wanted: Sequence[int]) -> None:
-        """What both would have loaded, and who leads from now on (Fiat et al., 'Competitive paging algorithms')."""
-        self._loads[0] += _served(self._kept[0], wanted, self._slots, self._score)
-        self._loads[1] += _served(self._kept[1], wanted, self._slots, self._recency.key)
-        led, other = self._loads[self._guide], self._loads[1 - self._guide]
-        if led > other + SLACK * self._slots:
-            self._guide = 1 - self._guide
-            self._loads = [0, 0]
-        elif led < other:
-            self._loads = [0, 0]  # credit is not saved up: what was good once may become bad
-
     def _score(self, expert: int) -> Key:
         return (self._scores[expert], float(expert))
 
     def key(self, expert: int) -> Key:
         """First what the one that leads has no longer, then by its own rank."""
-        inside = float(expert in self._kept[self._guide])
-        return (inside, *(self._recency.key(expert) if self._guide else self._score(expert)))
+        return (self._lead.inside(expert), *(self._recency.key if self._lead.guide else self._score)(expert))
 
     def rarely(self, expert: int, chance: float) -> bool:
         """By its score, which foresees its discounted uses."""
         return self._scores[expert] <= chance
-
-
-def _served(kept: set[int], wanted: Sequence[int], slots: int, key: Callable[[int], Key]) -> int:
-    """Have `kept` serve a set as a cache of `slots` does that evicts the least `key`; how many were loaded."""
-    asked = set(wanted)
-    loads = len(asked - kept)
-    kept |= asked
-    while len(kept) > slots:
-        kept.discard(min((kept - asked) or kept, key=key))
-    return loads

@@ -13,7 +13,7 @@ from ...ir.program import row_major
 from ..arena import Arena
 from ..directio import BLOCK, never
 from ..tiers import load_homed
-from .experts_cache import ExpertStats
+from .experts_stats import ExpertStats
 from .lazy import LazyTensor
 from .weights import Source, Weights, shaped
 

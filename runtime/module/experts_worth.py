@@ -28,7 +28,7 @@ class Worth(Protocol):
         ...
 
     def told(self, wanted: Sequence[int]) -> None:
-        """All that the event asks for, where it is known at once, after it was counted."""
+        """All that the event asks for, after it was counted: at once, where that is known, else when it is over."""
         ...
 
     def key(self, expert: int) -> Key:

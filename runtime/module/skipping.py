@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...ir.chains import holds, occurrence
+from ...ir.served import PASSES, served
 from ..passes import PlanMemory
 
 Fill = tuple[str, int, int]
 """A job that fills what a step reads: its lane, its position there, and how many passes before the step it runs."""
-
-PASSES = 3
-"""A step reads what a job of its own pass brings, or one of the two before."""
 
 
 class Skipping:
@@ -35,28 +32,11 @@ class Skipping:
 
     def _find(self) -> None:
         """Jobs and the steps that read what they bring."""
-        memory = self._memory
-        plan, graph = memory.plan, memory.graph
-        period = len(plan.steps)
-        readers: dict[str, list[int]] = {}
-        for number, step in enumerate(plan.steps):
-            for storage in graph.reads(graph.operator[step.op]):
-                readers.setdefault(storage, []).append(number)
-        for route in memory.routes:
-            t = route.transfer
-            if t.origin != plan.home_tier or not graph.storage[t.storage].homed:
-                continue
-            stays = plan.residencies_of.get(t.storage, ())
-            stay = next((r for r in stays if r.tier == t.target and holds(r, t, period, homed=True)), None)
-            start = None if stay is None else occurrence(stay, t.after, period, homed=True)
-            if stay is None or start is None:
-                continue
-            end = start + stay.end - stay.start
-            for step in readers.get(t.storage, ()):
-                for back in range(PASSES):
-                    if t.before <= step + back * period < end:
-                        self._fills[step].append((route.lane, route.position, back))
-                        self._serves.setdefault((route.lane, route.position), set()).add(step)
+        routes = self._memory.routes
+        for one in served(self._memory.plan, self._memory.graph):
+            route = routes[one.index]
+            self._fills[one.step].append((route.lane, route.position, one.passes))
+            self._serves.setdefault((route.lane, route.position), set()).add(one.step)
 
     def restart(self) -> None:
         """As before the first pass; the lanes have forgotten already."""

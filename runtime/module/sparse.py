@@ -107,6 +107,12 @@ class SparseForwards:
             for layer in self.layers:
                 layer.close()
 
+    def touch(self) -> None:
+        """Take all the memory that it ever takes, which else comes with the neurons that become active."""
+        with self._lock:
+            for layer in self.layers:
+                layer.touch()
+
     @property
     def memory_nbytes(self) -> int:
         """The most memory that all of it ever takes, beside what a call computes."""

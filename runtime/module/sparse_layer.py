@@ -204,6 +204,12 @@ class SparseLayer:
             result = self.down.compute(h, original)
         return result, True
 
+    def touch(self) -> None:
+        """Take all the memory that it ever takes: the window's, and what reading all neurons takes."""
+        with torch.no_grad():
+            self._window.touch()
+            self.fill_all()
+
     def fill_all(self) -> None:
         """Have the rows of all neurons in the buffers."""
         self.fill(np.arange(self.down.neurons))

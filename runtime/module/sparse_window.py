@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 
 import numpy as np
@@ -30,6 +31,12 @@ class RowWindow:
     def nbytes(self) -> int:
         """The most memory that it ever takes."""
         return self.content.nbytes + self._slots.nbytes + self._users.nbytes
+
+    def touch(self) -> None:
+        """Take all the memory now; what is here stays."""
+        content = self.content.reshape(-1)
+        content[:: mmap.PAGESIZE] |= 0
+        content[-1:] |= 0
 
     def clear(self) -> None:
         """Forget everything."""

@@ -133,6 +133,9 @@ sys.exit(run_cli(["run", sys.argv[1]]))
         ("id,lower,upper,size\na,3,3,4\n", ["line 2", "'a'", "[3, 3)"]),
         ("id,lower,upper,size\na,0,3,-4\n", ["line 2", "'a'", "-4"]),
         ("id,lower,upper,size\na,0,3,4\na,0,3,4\n", ["'a'", "names two"]),
+        ('id,lower,upper,size,note\na,0,1,2,"x\nb,0,1,2,y\n', ["line 2", "quote"]),
+        pytest.param('id,lower,upper,size,note\na,0,1,2,"x\n' + "b,0,1,2,y\n" * 20_000, ["quote"], id="a long quote"),
+        ("id,lower,upper,size\na,0,3,4\nb,0,3,4,5\n", ["line 3", "5 cells", "4 columns"]),
     ],
 )
 def test_buffers_that_are_none(cli: Cli, tmp_path: Path, content: str, words: list[str]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tensorstow.ir.errors import ExecutionError
-from tensorstow.ir.paths import atomic_file, cache_dir, write_atomic
+from tensorstow.ir.paths import atomic_file, cache_dir, cache_scratch, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -67,3 +69,21 @@ def test_a_cache_that_cannot_be_is_told_by_its_name(tmp_path: Path, monkeypatch:
         monkeypatch.setenv("TENSORSTOW_CACHE", str(path))
         with pytest.raises(ExecutionError, match=f"TENSORSTOW_CACHE names '{path}'"):
             cache_dir()
+
+
+def test_a_folder_in_the_cache_goes_with_its_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORSTOW_CACHE", str(tmp_path / "cache"))
+    with cache_scratch() as folder:
+        assert folder.parent == tmp_path / "cache"
+        (folder / "file").write_bytes(b"x")
+    assert names(tmp_path / "cache") == []
+
+
+def test_a_cache_that_takes_no_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setenv("TENSORSTOW_CACHE", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ExecutionError, match=r"Read-only file system; set TENSORSTOW_CACHE"), cache_scratch():
+        pass

@@ -19,9 +19,10 @@ from tensorstow.ir.errors import InputError
 from tensorstow.ir.machine import Unit
 from tensorstow.planner.pytorch import lower_module, parts
 from tensorstow.planner.pytorch.binding import bind, kept_names
-from tensorstow.planner.pytorch.hf import fill_kept, make_skeleton, open_directory, parameters_on_meta
+from tensorstow.planner.pytorch.hf import fill_kept, make_skeleton, open_directory
 from tensorstow.planner.pytorch.hf_inputs import example_inputs
 from tensorstow.planner.pytorch.matching import computable, match
+from tensorstow.planner.pytorch.on_meta import parameters_on_meta
 from tensorstow.runtime.store_files import FileStore
 
 from .hf_models import MODELS
@@ -125,6 +126,23 @@ def test_inputs_that_cannot_be_made(saved: Saved) -> None:
     assert example_inputs(make_skeleton(open_directory(saved("resnet"))), batch=3)["pixel_values"].shape[0] == 3
 
 
+def test_safetensors_under_any_name_are_the_weights(saved: Saved, tmp_path: Path) -> None:
+    shutil.copytree(saved("resnet"), tmp_path / "m")
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted((tmp_path / "m").glob("*.safetensors")):
+        tensors |= load_file(shard)
+        shard.unlink()
+    (tmp_path / "m" / "model.safetensors.index.json").unlink(missing_ok=True)
+    assert open_directory(tmp_path / "m").files is None
+    save_file(tensors, tmp_path / "m" / "diffusion.safetensors", {"format": "pt"})
+    files = open_directory(tmp_path / "m").files
+    assert files is not None
+    assert set(files.tensor) == set(tensors)
+    save_file(tensors, tmp_path / "m" / "other.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"holds no weights: .* it holds .*diffusion\.safetensors"):
+        open_directory(tmp_path / "m")
+
+
 def test_other_heads_and_prefixes_are_found_as_transformers_finds_them(saved: Saved, tmp_path: Path) -> None:
     """A base model's checkpoint in a model with a head, and the other way round."""
     shutil.copytree(saved("bert"), tmp_path / "bert")
@@ -211,6 +229,39 @@ def test_types_come_from_the_config_or_the_files(saved: Saved, tmp_path: Path) -
         match(make_skeleton(directory), directory.files)
     with pytest.raises(InputError, match=r"int8' is no floating type"):
         open_directory(tmp_path, dtype="int8")
+
+
+def _no_file(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+
+
+def _no_json(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+
+
+def _as_it_is(folder: Path) -> None:
+    del folder
+
+
+@pytest.mark.parametrize("change", [_as_it_is, _no_file, _no_json])
+def test_the_generation_config_is_that_of_from_pretrained(saved: Saved, tmp_path: Path, change: Any) -> None:
+    """Older models have such keys in config.json, which no config that is read from there keeps."""
+    shutil.copytree(saved("llama"), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    beams = {"num_beams": 4, "no_repeat_ngram_size": 3}
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **beams}))
+    change(tmp_path / "m")
+    expected: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    skeleton: Any = make_skeleton(open_directory(tmp_path / "m"))
+    assert skeleton.generation_config.to_dict() == expected.generation_config.to_dict()
+    assert (skeleton.generation_config.num_beams == 4) == (change is not _as_it_is)
+
+
+def test_a_generation_config_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
+    shutil.copytree(saved("llama"), tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text("[1]")
+    with pytest.raises(InputError, match="cannot use the generation config of"):
+        make_skeleton(open_directory(tmp_path / "m"))
 
 
 def test_directories_that_cannot_be_used(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

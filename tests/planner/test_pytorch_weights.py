@@ -243,6 +243,15 @@ def test_pickles_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.save({"w": torch.ones(3, 2).t()}, path)
     with pytest.raises(InputError, match=r"'w' .* has strides \[1, 2\] .* \.contiguous\(\)"):
         open_weights(path, allow_pickle=True)
+    pair = torch.randn(4, dtype=torch.complex64)
+    for value, words in (
+        (pair.conj(), r"'w' .* is the conjugate of what is in the file; .* \.resolve_conj"),
+        (pair.conj().imag, r"'w' .* is the negative of what is in the file"),
+        (torch.eye(3).to_sparse(), r"'w' .* is sparse_coo"),
+    ):
+        torch.save({"w": value}, path)
+        with pytest.raises(InputError, match=words):
+            open_weights(path, allow_pickle=True)
     torch.save({"w": torch.ones(3000)}, path)
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for member in archive.infolist():

@@ -15,7 +15,8 @@ import pytest
 
 from tensorstow.ir.errors import ExecutionError
 from tensorstow.runtime.module import sparse_rows
-from tensorstow.runtime.module.experts_cache import ExpertCache, ExpertStats
+from tensorstow.runtime.module.experts_cache import ExpertCache
+from tensorstow.runtime.module.experts_stats import ExpertStats
 from tensorstow.runtime.module.readers import started_pool
 from tensorstow.runtime.module.sparse_rows import Reading, RowFile, RowLayout
 

@@ -20,9 +20,11 @@ from tensorstow.ir.errors import ExecutionError, InputError
 from tensorstow.ir.machine import Link
 from tensorstow.planner.pytorch import flash
 from tensorstow.planner.pytorch.sparse import FeedForward, find_feed_forwards, sparse_cost, sparse_memory_nbytes
+from tensorstow.runtime.memory import current_rss_nbytes
 from tensorstow.runtime.module import sparse_rows
 from tensorstow.runtime.module.sparse import SparseForwards
 from tensorstow.runtime.module.sparse_rows import Reading, RowFile, RowLayout, read_runs
+from tensorstow.runtime.module.sparse_window import RowWindow
 
 from .recorded import record
 
@@ -431,3 +433,13 @@ def test_pieces_that_requests_cut_are_whole(tmp_path: Path, monkeypatch: pytest.
             runs = flash.read_runs(wanted, layouts[0].piece_nbytes, bridge_nbytes=20000)
             assert reading.nbytes == layouts[0].regions * sum(e - b for b, e in runs)
         file.close()
+
+
+def test_a_window_takes_its_memory_when_it_is_touched() -> None:
+    window = RowWindow(1000, 32 << 10, calls=5, rows=1000)
+    window.content[3] = 9
+    before = current_rss_nbytes()
+    window.touch()
+    assert current_rss_nbytes() - before > 30 << 20  # of 31.25 MiB, one row was there
+    assert (window.content[3] == 9).all()
+    RowWindow(10, 64, calls=5, rows=0).touch()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def test_changed_and_missing_sources_are_refused(tmp_path: Path) -> None:
     program, identity, folder = _program(_blob(path, matrix)), _identity(path), tmp_path / "k"
     WeightStore.open_or_build(program, identity=identity, folder=folder).close()
     os.utime(path, ns=(1, 12345))
-    with pytest.raises(PlanMismatchError, match=r"weights changed after planning.*now 12345; plan again"):
+    with pytest.raises(PlanMismatchError, match=r"changed after planning.*now 12345; plan again"):
         WeightStore.open_or_build(program, identity=identity, folder=folder)
     path.unlink()
     with pytest.raises(PlanMismatchError, match="cannot be found"):
@@ -304,3 +306,33 @@ def test_short_reads_are_continued_and_endless_ones_reported(
 
     monkeypatch.setattr(os, "preadv", half)
     assert _read(store, "w", 5, 1 << 20) == content[5 : 5 + (1 << 20)]
+
+
+def _refused(*_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_cache_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole stores in it are used, without a lock; others cannot be made."""
+    program = _program(BlobSource("w", 8, "uint8", (8,), fill="07"))
+    WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "k").close()
+    (tmp_path / ".k.lock").unlink()
+    monkeypatch.setattr(fcntl, "flock", _refused)
+    with WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "k") as store:
+        assert _read(store, "w") == bytes([7]) * 8
+    with pytest.raises(ExecutionError, match=r"Permission denied; set TENSORSTOW_CACHE"):
+        WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "l")
+
+
+def test_a_cache_without_a_folder_for_stores(tmp_path: Path) -> None:
+    (tmp_path / "stores").write_bytes(b"")
+    program = _program(BlobSource("w", 8, "uint8", (8,), fill="07"))
+    with pytest.raises(ExecutionError, match="set TENSORSTOW_CACHE"):
+        WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "stores" / "k")
+
+
+def test_a_disk_that_takes_no_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = _program(BlobSource("w", 8, "uint8", (8,), fill="07"))
+    monkeypatch.setattr(tempfile, "mkdtemp", _refused)
+    with pytest.raises(ExecutionError, match="set TENSORSTOW_CACHE"):
+        WeightStore.open_or_build(program, identity=IDENTITY, folder=tmp_path / "k")

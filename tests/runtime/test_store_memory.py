@@ -208,3 +208,74 @@ def test_what_is_tied_since(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'0.weight' and '2.weight' are tied, .* they were not"):
         store_module(program, graph, tied, folder=tmp_path)
     assert same(copied(tied), before)
+
+
+class Overlapping(nn.Module):
+    """A matrix that another parameter shows transposed, and a row and a column of it that nobody places."""
+
+    row: torch.Tensor
+    column: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(600, 700)
+        self.encode = nn.Linear(300, 400, bias=False)
+        self.decode = nn.Parameter(self.encode.weight.data.t())
+        self.register_buffer("row", self.encode.weight.data[2])
+        self.register_buffer("column", self.encode.weight.data[:, 3])
+        self.after = nn.Sequential(nn.Linear(1500, 1600), nn.Linear(1500, 1600))
+
+
+def overlaps(module: Overlapping) -> bool:
+    """Whether what is written to the matrix is seen in all that shows it."""
+    with torch.no_grad():
+        module.encode.weight[2, 3] += 1
+        value = module.encode.weight[2, 3]
+        return bool(module.decode[3, 2] == value and module.row[3] == value and module.column[2] == value)
+
+
+KEPT = ("row", "column")
+
+
+def test_what_overlaps_in_memory_does_so_again(tmp_path: Path) -> None:
+    module = Overlapping()
+    before, (graph, program) = copied(module), lowered(module, KEPT)
+    strides = {n: t.stride() for n, t in module.state_dict().items()}
+    assert overlaps(module)
+    before = copied(module)
+    store = store_module(program, graph, module, folder=tmp_path)
+    assert torch.equal(module.row, before["row"])
+    assert torch.equal(module.column, before["column"])
+    assert module.row.untyped_storage().nbytes() == 4 * 300  # nothing of the matrix stays
+    assert module.column.stride() == (300,)
+    store.restore()
+    assert same(copied(module), before)
+    assert {n: t.stride() for n, t in module.state_dict().items()} == strides
+    assert overlaps(module)
+    store.close()
+
+
+def test_what_a_pass_writes_to_a_part_of_a_weight_is_there_afterwards(tmp_path: Path) -> None:
+    module = Overlapping()
+    graph, program = lowered(module, KEPT)
+    with store_module(program, graph, module, folder=tmp_path) as store:
+        module.row.fill_(7.0)
+        store.restore()
+    assert torch.equal(module.encode.weight[2], torch.full((300,), 7.0))
+    assert overlaps(module)
+
+
+def test_what_overlaps_does_so_after_an_interrupt(tmp_path: Path) -> None:
+    for limit in range(0, 24 << 20, 4 << 20):
+        module = Overlapping()
+        before, (graph, program) = copied(module), lowered(module, KEPT)
+
+        def interrupt(done: int, _: int, limit: int = limit) -> None:
+            if done > limit:
+                raise KeyboardInterrupt
+
+        try:
+            store_module(program, graph, module, folder=tmp_path, progress=interrupt).restore()
+        except KeyboardInterrupt:
+            assert same(copied(module), before)
+            assert overlaps(module)
