@@ -8,6 +8,7 @@ from itertools import chain
 
 from ..ir.plan import Plan
 from ..ir.simulate import simulate
+from .one_way import removable_gaps
 from .place import too_many
 from .search import Search
 from .stays import Decisions, stays_of
@@ -61,7 +62,7 @@ def exchange(search: Search) -> None:
     """Hill climbing from the best plan that moves whole items while there is time: evict one more item, keep one
     more, or one for another. On small graphs this settles what rounding left open; on large ones time ends it
     early."""
-    gaps = [(g.item, g.before) for g in search.instance.gaps]
+    gaps = [(g.item, g.before) for g in removable_gaps(search.instance)]
     improved = search.unsplit is not None
     while improved and search.unsplit is not None:
         score, start = search.unsplit
