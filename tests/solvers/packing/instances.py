@@ -7,6 +7,11 @@ import random
 from tensorstow.solvers.packing import Body, Box, PackingProblem
 
 
+def body(start: int, end: int, nbytes: int, alignment: int = 1, fixed: int | None = None) -> Body:
+    """One box at its own addresses."""
+    return Body((Box(start, end, 0, nbytes),), alignment, fixed)
+
+
 def cut_rectangle(bodies: int, seed: int, *, capacity: int = 1 << 20, dropped: float = 0.0) -> PackingProblem:
     """A rectangle (time x addresses) cut into pieces by full cuts, the largest piece first, in shuffled order.
 

@@ -28,11 +28,7 @@ from tensorstow.solvers.packing.explain import only
 from tensorstow.solvers.result import Status
 
 from .counting import counted
-from .instances import crowded, cut_rectangle
-
-
-def body(start: int, end: int, nbytes: int, alignment: int = 1, fixed: int | None = None) -> Body:
-    return Body((Box(start, end, 0, nbytes),), alignment, fixed)
+from .instances import body, crowded, cut_rectangle
 
 
 @st.composite
