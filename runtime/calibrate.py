@@ -52,7 +52,7 @@ class Kernels:
 def calibrate(
     *, progress: Callable[[str, float], None] | None = None, quick: bool = False, directory: Path | None = None
 ) -> Machine:
-    """This machine, named 'host', as measured now: some 15 seconds, or 6 when `quick`.
+    """This machine, named 'host', as measured now: some 25 seconds, or 10 when `quick`.
 
     Tiers 'dram' (what may still become resident) and 'ssd' (what is free of the filesystem of `directory`, by default
     the cache), links between them, and the unit 'cpu' with one thread per physical core. The file it measures with
