@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 Cancelled = Callable[[], bool]
 
-REQUESTS = 4
-"""Threads of a lane: requests that are under way at once. Each waits for a core when its request is done; beside
-kernels that use them all, two threads left the disk idle half of the time (`python -m bench pages`)."""
+REQUESTS = 2
+"""Threads of a lane: requests that are under way at once. Four read more beside kernels on a busy box, but share the
+rate: what a step waits for comes later, and passes that wait for the disk took 7% longer (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, slots=True)
