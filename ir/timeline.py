@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .plan import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +51,13 @@ class Timeline:
     def slowed_ns(self) -> int:
         """Nanoseconds that computing takes longer in the pass because links move bytes meanwhile."""
         return sum(s.end_ns - s.start_ns for s in self.steps) - self.compute_ns
+
+
+def timed(certificate: Certificate, timeline: Timeline) -> Certificate:
+    """`certificate` with the times that the simulator found."""
+    return replace(
+        certificate,
+        simulated_s=timeline.pass_ns / 1e9,
+        first_pass_s=timeline.first_pass_ns / 1e9,
+        slowed_s=timeline.slowed_ns / 1e9,
+    )

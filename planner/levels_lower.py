@@ -11,7 +11,7 @@ from ..ir.chains import holds as covers
 from ..ir.machine import Tier
 from ..ir.plan import Plan, Residency, Transfer
 from ..ir.simulate import DeadlockError, simulate
-from ..ir.timeline import Timeline
+from ..ir.timeline import Timeline, timed
 from .instance import Instance
 from .items import round_up
 from .levels_arena import Settled, Times
@@ -188,10 +188,7 @@ def _simulated(
     except DeadlockError:
         return None
     certificate = replace(
-        upper.certificate,
-        simulated_s=timeline.pass_ns / 1e9,
-        first_pass_s=timeline.first_pass_ns / 1e9,
-        slowed_s=timeline.slowed_ns / 1e9,
+        timed(upper.certificate, timeline),
         bound_s=0.0,
         peak_nbytes={tier: nbytes + plan.workspace_nbytes.get(tier, 0) for tier, nbytes in arena.items()},
         moved_nbytes=moved,

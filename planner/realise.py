@@ -10,7 +10,7 @@ from math import lcm
 from ..ir.errors import InfeasibleError
 from ..ir.plan import Certificate, Plan, Residency, Step, Transfer
 from ..ir.simulate import simulate
-from ..ir.timeline import Timeline
+from ..ir.timeline import Timeline, timed
 from .instance import Instance
 from .items import round_up
 from .stays import Placed
@@ -132,13 +132,7 @@ def _certify(
             again = simulate(other, instance.graph, instance.machine)
             if again.pass_ns < timeline.pass_ns * (1 - WAITING):
                 plan, timeline = other, again
-    certificate = replace(
-        plan.certificate,
-        simulated_s=timeline.pass_ns / 1e9,
-        first_pass_s=timeline.first_pass_ns / 1e9,
-        slowed_s=timeline.slowed_ns / 1e9,
-    )
-    return replace(plan, certificate=certificate)
+    return replace(plan, certificate=timed(plan.certificate, timeline))
 
 
 def _as_available(instance: Instance, plan: Plan, timeline: Timeline, longest_ns: int) -> tuple[Transfer, ...]:

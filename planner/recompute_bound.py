@@ -10,6 +10,7 @@ from ..solvers.residency.problem import Gap
 from ..solvers.residency.recompute import RecomputeProblem, RecomputeSolution, Value, solve_recompute
 from ..solvers.result import Result, Status
 from .instance import Instance
+from .one_way import store_link
 from .recompute_orders import Flow, made_anew, repeatable
 
 WINDOWS = 48
@@ -67,9 +68,8 @@ def recompute_problem(instance: Instance, *, any_call: bool = True) -> Recompute
 
 def rates_of(instance: Instance) -> tuple[float, float, bool]:
     """Bytes per second of loads and of stores, and whether they share a channel. No way down is a very slow one."""
-    link = instance.machine.link
-    load = link[instance.home.name, instance.fast.name]
-    store = link.get((instance.fast.name, instance.home.name))
+    load = instance.machine.link[instance.home.name, instance.fast.name]
+    store = store_link(instance)
     shared = store is not None and store.lane == load.lane
     return load.bytes_per_s, store.bytes_per_s if store else load.bytes_per_s / 1e6, shared
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .instance import Instance
+from .one_way import store_link
 from .stays import Decisions, Placed
 
 Ints = NDArray[np.int64]
@@ -175,7 +176,7 @@ class Clock:
         way at the end of a pass delays the next one's. That instant is the one of the first step to begin then: a wait
         before the step is time to store in."""
         instance = self.instance
-        link = instance.machine.link.get((instance.fast.name, instance.home.name))
+        link = store_link(instance)
         if link is None:
             return {}
         jobs = sorted(

@@ -25,12 +25,14 @@ from ...ir.plan import Plan
 from ...ir.sizes import format_size
 from ..fit import CUTS
 from ..instance import Instance
+from ..one_way import store_link
 from ..place import place
 from ..realise import realise
 from ..recompute_orders import Flow, recompute_order
 from ..stays import Decisions, live_peak, make_stays
 from ..strategies import Effort, register
 from .checkpointing import recomputable, too_small
+from .common import load_link
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +144,8 @@ class _Policy:
     def _swaps(self) -> list[Swap]:
         """Storages that wait over the turn; the wait is from the last access before it to the first behind."""
         instance, flow = self.instance, self.flow
-        link = instance.machine.link
-        load = link[instance.home.name, instance.fast.name]
-        store = link.get((instance.fast.name, instance.home.name))
+        load = load_link(instance)
+        store = store_link(instance)
         if store is None:
             return []
         ends = [0]

@@ -22,12 +22,14 @@ from ...ir.sizes import format_size
 from ...solvers.residency.recompute_stages import StageProblem, StageSolution, solve_stages
 from ...solvers.result import Status
 from ..instance import Instance
+from ..one_way import store_link
 from ..place import place
 from ..realise import realise
 from ..recompute_orders import Flow
 from ..stays import Decisions, live_peak, make_stays
 from ..strategies import Effort, register
 from .checkpointing import recomputable, too_small
+from .common import load_link
 
 BUDGET_CUTS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)
 """Shares of the memory for results that are left to rounding and addresses, one after another."""
@@ -115,9 +117,8 @@ def stage_problem(instance: Instance, flow: Flow, capacity_nbytes: int, *, pagin
             reads[steps].add(len(nbytes))
         nbytes.append(item.nbytes)
         makers.append(item.writes[0])
-    link = instance.machine.link
-    load = link[instance.home.name, instance.fast.name]
-    store = link.get((instance.fast.name, instance.home.name))
+    load = load_link(instance)
+    store = store_link(instance)
     return StageProblem(
         durations_ns=(*instance.durations_ns, 0),
         nbytes=tuple(nbytes),

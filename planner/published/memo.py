@@ -140,7 +140,7 @@ def largest_alpha(instance: Instance, flow: Flow, layers: Sequence[Sequence[str]
     size = flow.graph.storage
     always, others = skeletal(flow, layers[len(layers) // 2])
     fixed, rest = (sum(size[s].nbytes for s in part) for part in (always, others))
-    link = instance.machine.link.get((instance.fast.name, instance.home.name))
+    link = store_link(instance)
     if link is None or not rest:
         return 0.0 if link is None else 1.0
     layer_ns = sum(flow.duration_of(op) for op in layers[len(layers) // 2])

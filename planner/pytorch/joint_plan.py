@@ -16,6 +16,7 @@ from ...ir.graph import Graph, Operator, Storage, StorageKind
 from ...ir.machine import Machine, TierKind
 from ...ir.plan import Plan, Residency, Transfer
 from ...ir.simulate import DeadlockError, simulate
+from ...ir.timeline import timed
 from ..bounds import find_bound
 from ..build import judge
 from ..costs import duration_ns
@@ -118,15 +119,7 @@ def _certified(plan: Plan, joint: Graph, machine: Machine, time_limit_s: float) 
         timeline = simulate(plan, joint, machine)
     except DeadlockError:
         return None
-    certificate = replace(
-        plan.certificate,
-        simulated_s=timeline.pass_ns / 1e9,
-        first_pass_s=timeline.first_pass_ns / 1e9,
-        slowed_s=timeline.slowed_ns / 1e9,
-        bound_s=0.0,
-        bound_kind="",
-        status="feasible",
-    )
+    certificate = replace(timed(plan.certificate, timeline), bound_s=0.0, bound_kind="", status="feasible")
     plan = replace(plan, certificate=certificate)
     if check(plan, joint, machine):
         return None
